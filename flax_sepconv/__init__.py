@@ -1,0 +1,39 @@
+"""Depthwise separable 1-D convolution for JAX and Flax: `tf.keras.layers.SeparableConv1D`, complete.
+
+Config, then parameters, then function, then loss terms, then optax transforms:
+
+    config = fsc.SeparableConv1DConfig(64, 3, padding="same", activation="relu")
+    params = fsc.init_params(key, in_features, config)
+    y = fsc.separable_conv1d(params, x, config)
+    loss = data_loss + fsc.regularization_loss(params, config) + fsc.activity_loss(y, config)
+    optimizer = optax.chain(optax.adam(1e-3), fsc.constrain(config), fsc.freeze(config))
+
+In Flax models, `fsc.SeparableConv1D` is the layer and `fsc.layer_configs(model, x)` stands for `config`.
+"""
+
+from flax_sepconv import activations, constraints, initializers, regularizers
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
+from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
+from flax_sepconv.losses import activity_loss, regularization_loss
+from flax_sepconv.transforms import constrain, freeze
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SeparableConv1D",
+    "SeparableConv1DConfig",
+    "SeparableConvolution1D",
+    "activations",
+    "activity_loss",
+    "constrain",
+    "constraints",
+    "depthwise_conv1d",
+    "freeze",
+    "init_params",
+    "initializers",
+    "layer_configs",
+    "regularization_loss",
+    "regularizers",
+    "separable_conv1d",
+]

@@ -1,0 +1,171 @@
+"""What each argument of the layer may be: one function a kind, `normalize(argument, value) -> canonical value`.
+
+Each refuses with the argument's name, what came and what would do.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from flax_sepconv import activations, constraints, initializers, regularizers
+from flax_sepconv._depthwise import IMPLEMENTATIONS
+from flax_sepconv._geometry import PADDINGS
+
+DATA_FORMATS = ("channels_last", "channels_first")
+
+
+def integer(argument: str, value) -> int:
+    """Any integer, of Python or NumPy, but no boolean."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{argument}` must be an integer; got {value!r}.") from None
+
+
+def positive(argument: str, value) -> int:
+    """An integer of at least 1."""
+    number = integer(argument, value)
+    if number <= 0:
+        raise ValueError(f"`{argument}` must be at least 1; got {value!r}.")
+    return number
+
+
+def size(argument: str, value) -> int:
+    """A positive integer, or a sequence of one as Keras allows."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 1:
+            raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {value!r}.")
+        (value,) = value
+    return positive(argument, value)
+
+
+def choice(options: tuple[str, ...], argument: str, value) -> str:
+    """One of a few words, in any case."""
+    lowered = value.lower() if isinstance(value, str) else value
+    if lowered not in options:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"`{argument}` must be one of {', '.join(map(repr, options))}; got {value!r}.")
+    return lowered
+
+
+def data_format(argument: str, value) -> str:
+    """Where the channels are; `None` is Keras's default."""
+    return "channels_last" if value is None else choice(DATA_FORMATS, argument, value)
+
+
+def implementation(argument: str, value) -> str | None:
+    """A name of an implementation, or `None` to let the library choose."""
+    return None if value is None else choice(tuple(IMPLEMENTATIONS), argument, value)
+
+
+def boolean(argument: str, value) -> bool:
+    """`True` or `False`, and nothing that merely counts as one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{argument}` must be True or False; got {value!r}.")
+    return bool(value)
+
+
+def optional_name(argument: str, value) -> str | None:
+    """A string or `None`."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"`{argument}` must be a string or None; got {value!r}.")
+    return value
+
+
+def float_dtype(argument: str, value) -> np.dtype:
+    """A real floating dtype."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`{argument}` must be a floating dtype; got {value!r}.")
+    return dtype
+
+
+def optional_dtype(argument: str, value) -> np.dtype | None:
+    """A real floating dtype or `None`."""
+    return None if value is None else float_dtype(argument, value)
+
+
+def precision(argument: str, value):
+    """`None`, one of lax's precisions, or a pair of them."""
+    if value is None:
+        return None
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return tuple(precision(argument, each) for each in value)
+    try:
+        return lax.Precision(value)
+    except ValueError:
+        raise ValueError(
+            f"`{argument}` must be None, 'default', 'high', 'highest', a jax.lax.Precision, or a pair of "
+            f"these; got {value!r}."
+        ) from None
+
+
+def initializer(argument: str, value) -> Hashable:
+    """What `flax_sepconv.initializers` resolves; `None` is no initializer."""
+    if value is None:
+        raise TypeError(f"`{argument}` must be a name, a config, an initializer or any callable; got None.")
+    return initializers.get(value, argument=argument)
+
+
+def _identifier(module, argument: str, value) -> Hashable:
+    return module.get(value, argument=argument)
+
+
+IDENTIFIERS = {
+    "activation": activations,
+    **{f"{weight}_initializer": initializers for weight in ("depthwise", "pointwise", "bias")},
+    **{f"{part}_regularizer": regularizers for part in ("depthwise", "pointwise", "bias", "activity")},
+    **{f"{weight}_constraint": constraints for weight in ("depthwise", "pointwise", "bias")},
+}
+"""The module that resolves each argument which Keras lets one name."""
+
+NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
+    "filters": positive,
+    "kernel_size": size,
+    "strides": size,
+    "padding": functools.partial(choice, PADDINGS),
+    "data_format": data_format,
+    "dilation_rate": size,
+    "depth_multiplier": positive,
+    "use_bias": boolean,
+    "trainable": boolean,
+    "name": optional_name,
+    "dtype": optional_dtype,
+    "param_dtype": float_dtype,
+    "precision": precision,
+    "implementation": implementation,
+    **{
+        argument: initializer if module is initializers else functools.partial(_identifier, module)
+        for argument, module in IDENTIFIERS.items()
+    },
+}
+"""The rule of each argument."""
+
+
+@functools.lru_cache(maxsize=1024)
+def check_shape(argument: str, part, shape: tuple[int, ...]) -> None:
+    """Refuses an initializer, regularizer or constraint that Keras would refuse on an array of this rank.
+
+    Only this library's own objects are tried: a caller's function may do anything but what it is meant for.
+    """
+    module = IDENTIFIERS[argument]
+    if type(part).__module__ != module.__name__:
+        return
+    try:
+        if module is initializers:
+            jax.eval_shape(lambda: part(jax.random.key(0), shape, jnp.float32))
+        else:
+            jax.eval_shape(part, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"`{argument}` cannot be used in this layer: {error}") from None

@@ -1,0 +1,40 @@
+"""The geometry of a 1-D convolution: which samples a window reads, and how many windows fit.
+
+Output sample `o` reads the padded input at `o * strides + k * dilation_rate` for `k < kernel_size`, so a
+window spans `(kernel_size - 1) * dilation_rate + 1` samples. Everything else here follows from that.
+"""
+
+PADDINGS = ("valid", "same", "causal")
+
+
+def span(kernel_size: int, dilation_rate: int) -> int:
+    """Number of samples from the first one that a window reads to the last, both included."""
+    return (kernel_size - 1) * dilation_rate + 1
+
+
+def output_length(length, kernel_size: int, strides: int, padding: str, dilation_rate: int):
+    """Number of windows that fit; not positive where none does. `length` may be an array."""
+    if padding == "valid":
+        length = length - span(kernel_size, dilation_rate) + 1
+    return (length + strides - 1) // strides
+
+
+def padding_amounts(
+    length: int, kernel_size: int, strides: int, padding: str, dilation_rate: int
+) -> tuple[int, int]:
+    """Zeros put before and after a sequence of `length` samples."""
+    reach = span(kernel_size, dilation_rate) - 1
+    if padding == "valid":
+        return 0, 0
+    if padding == "causal":
+        return reach, 0
+    # "same": just what the last window lacks. At stride 1 that is `reach` at any length; at a larger stride
+    # it depends on the length, and the smaller half comes first (TensorFlow's rule).
+    total = max(
+        (output_length(length, kernel_size, strides, padding, dilation_rate) - 1) * strides
+        + reach
+        + 1
+        - length,
+        0,
+    )
+    return total // 2, total - total // 2

@@ -1,0 +1,198 @@
+"""How a part of a layer is named, and how it is written back: what the four identifier modules share.
+
+Keras lets a caller say what an initializer, regularizer, constraint or activation is in many ways:
+
+    "l2"  ·  {"class_name": "L2", "config": {...}}  ·  L2(0.1)  ·  L2  ·  keras's own L2(0.1)  ·  any callable
+
+`resolve` turns each of them into one hashable object, `to_config` turns that into Keras 3's form. What a
+kind of part may be called is a `Family`; there are no global registries. Names and dicts are untrusted (they
+come out of files), so they only ever reach the constructors that a family lists, with entries that these
+check; nothing is imported, looked up or run by name.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import Any
+
+from flax_sepconv._keras_object import KerasObject, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """All that one kind of identifier may be.
+
+    Attributes:
+        wanted: what would do, for messages.
+        classes: the classes of ours that Keras 3 has too.
+        makers: what makes an object, by each name that Keras knows it by. A maker's parameters are the entries
+            that a config may have.
+        functions: what is itself the object, by name.
+        refused: names that Keras knows and this library cannot serve, each with the reason.
+        ignored: entries of a config that mean nothing here.
+    """
+
+    wanted: str
+    classes: tuple[type[KerasObject], ...]
+    makers: Mapping[str, Callable[..., Any]]
+    functions: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+
+def resolve(identifier: Any, family: Family, argument: str) -> Any:
+    """The object that `identifier` stands for.
+
+    Args:
+        identifier: a name, a Keras config, an object or class of ours or of Keras, or any hashable callable.
+        family: what it may be.
+        argument: what messages call it.
+
+    Raises:
+        ValueError: an unknown name, or a config that cannot be honoured.
+        TypeError: neither a name, a config nor a hashable callable.
+    """
+    if isinstance(identifier, str):
+        return _make(identifier, {}, family, argument)
+    if isinstance(identifier, Mapping):
+        return _from_config(identifier, family, argument)
+    if is_keras(identifier):
+        # Keras's own computes with another framework; ours of the same name stands in for it.
+        if hasattr(identifier, "get_config") and not isinstance(identifier, type):
+            return _make(type(identifier).__name__, identifier.get_config(), family, argument)
+        # TensorFlow names its newer `softmax` and `log_softmax` with a suffix.
+        return _make(identifier.__name__.removesuffix("_v2"), {}, family, argument)
+    if isinstance(identifier, type):
+        identifier = identifier()
+    if not callable(identifier):
+        raise TypeError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
+    try:
+        hash(identifier)
+    except TypeError:
+        raise TypeError(
+            f"`{argument}` must be hashable, for a layer's config is; got {shown(identifier)}. Pass a "
+            "function, or an object of a frozen dataclass with a `__call__`."
+        ) from None
+    return identifier
+
+
+def to_config(obj: Any, family: Family, argument: str) -> dict[str, Any]:
+    """The form in which Keras 3 writes an object.
+
+    Args:
+        obj: what `resolve` gave.
+        family: what it may be.
+        argument: what messages call it.
+
+    Raises:
+        ValueError: Keras 3 has no name for it.
+    """
+    if type(obj) not in family.classes:
+        name = getattr(obj, "__name__", "").removesuffix("_keras2")
+        hint = f" (its {name!r} is another function)" if name in family.functions else ""
+        raise ValueError(
+            f"`{argument}` is {shown(obj)}, which Keras 3 has no name for{hint}, so it cannot be written to a "
+            "config. Use one that has a name, or pass the callable again where the config is read."
+        )
+    return {
+        "module": obj.keras_module,
+        "class_name": type(obj).__name__,
+        "config": obj.get_config(),
+        "registered_name": None,
+    }
+
+
+def names_of(classes: Iterable[type]) -> dict[str, type]:
+    """Each class by the two names that Keras gives it: `MaxNorm` and `max_norm`."""
+    names = {cls.__name__: cls for cls in classes}
+    return names | {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): cls for name, cls in names.items()}
+
+
+def is_keras(identifier: Any) -> bool:
+    """Whether this is an object, class or activation function of Keras or TensorFlow itself.
+
+    Told by its module, so that Keras need not be imported. A user's subclass of Keras's classes is the user's.
+    Functions of `keras.ops` are left alone: on Keras's JAX backend they take JAX's arrays, and some of them
+    differ from the activations of the same name.
+    """
+    is_function = isinstance(identifier, FunctionType)
+    owner = identifier if is_function or isinstance(identifier, type) else type(identifier)
+    root, *inner = str(owner.__module__).split(".")
+    if is_function:
+        return root == "tensorflow" or (root in ("keras", "tf_keras") and "activations" in inner)
+    return root in ("keras", "tf_keras", "tensorflow") and hasattr(owner, "get_config")
+
+
+def is_keras2(identifier: Any) -> bool:
+    """Whether this is an object or function of the Keras that came with TensorFlow, today's tf_keras."""
+    owner = identifier if hasattr(identifier, "__module__") else type(identifier)
+    return is_keras(identifier) and not owner.__module__.startswith("keras.")
+
+
+def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
+    """The object of a name that came from outside, with the arguments that came with it."""
+    if name in family.refused:
+        raise ValueError(f"`{argument}` cannot be {name!r}: {family.refused[name]}")
+    if name in family.functions and not entries:
+        return family.functions[name]
+    if name not in family.makers:
+        hint = _did_you_mean(name, [*family.makers, *family.functions])
+        raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
+    maker = family.makers[name]
+    entries = {key: value for key, value in entries.items() if key not in family.ignored}
+    for key in entries:
+        accepted = inspect.signature(maker).parameters
+        if key not in accepted:
+            hint = _did_you_mean(str(key), accepted) if accepted else " It takes none."
+            raise ValueError(f"`{argument}`: {name!r} has no argument {shown(key)}.{hint}")
+    try:
+        return maker(**entries)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{argument}`: {error}") from None
+
+
+_CONFIG_KEYS = ("module", "class_name", "config", "registered_name")
+# What Keras may add to an object's config, all of it about its own bookkeeping.
+_BOOKKEEPING = ("shared_object_id", "build_config", "compile_config", "__passive_serialization__")
+
+
+def _from_config(config: Mapping, family: Family, argument: str) -> Any:
+    """The object of a config, in the form of Keras 2 (`class_name`, `config`) or of Keras 3."""
+    class_name, entries = config.get("class_name"), config.get("config")
+    entries = {} if entries is None else entries
+    is_function = class_name == "function"
+    name = entries if is_function else class_name
+    if not isinstance(name, str) or not (is_function or isinstance(entries, Mapping)):
+        raise TypeError(
+            f"`{argument}` must be {family.wanted}, and a config must have a 'class_name' and a 'config'; "
+            f"got {shown(config)}."
+        )
+    for key in config:
+        if key not in _CONFIG_KEYS + _BOOKKEEPING:
+            raise ValueError(
+                f"`{argument}` must be {family.wanted}; got a config with the entry {shown(key)}, "
+                f"where Keras has {', '.join(map(repr, _CONFIG_KEYS))}."
+            )
+    # A class or function of somebody else may well have the name of one of Keras's. Keras writes theirs with
+    # their module (None where that was a script) and the name they registered it under.
+    module, registered = config.get("module", "keras"), config.get("registered_name")
+    theirs = str(module).partition(".")[0] not in ("keras", "tf_keras", "builtins")
+    if theirs or registered not in (None, name, "function"):
+        raise ValueError(
+            f"`{argument}` is the config of {shown(registered or name)}, which is not Keras's own, and "
+            "nothing is imported by name. Pass the callable itself."
+        )
+    return _make(name, {} if is_function else entries, family, argument)
+
+
+def _did_you_mean(name: str, known) -> str:
+    """A hint with the nearest known names, or with all of them where none is near."""
+    # Sorted, the lower-case name of a class replaces the class's own where they differ in case only.
+    by_lower_case = {each.lower(): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    if near:
+        return f" Did you mean {' or '.join(repr(by_lower_case[each]) for each in near)}?"
+    return f" Known are {', '.join(map(repr, by_lower_case.values()))}."

@@ -1,0 +1,98 @@
+"""The layer's config as Keras writes it: the entries of `layer.get_config()`, there and back.
+
+Keras 3 and Keras 2 (TF 2.x, tf_keras) write the same arguments under the same names. Keras 2 adds what its
+layer inherits from the general convolution (`groups`, `kernel_*`), and may write the dtype as a bare name.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from flax_sepconv import activations
+from flax_sepconv._arguments import IDENTIFIERS
+
+# Keras 3's order of the entries.
+_ENTRIES = (
+    *("name", "trainable", "dtype"),
+    *("depth_multiplier", "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate"),
+    *("activation", "use_bias", "depthwise_initializer", "pointwise_initializer", "bias_initializer"),
+    *("depthwise_regularizer", "pointwise_regularizer", "bias_regularizer", "activity_regularizer"),
+    *("depthwise_constraint", "pointwise_constraint", "bias_constraint"),
+)
+# What only Keras 2 writes, without a meaning in this layer.
+_KERAS_2_ENTRIES = ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
+# What Keras 2 keeps with the first layer of a model: facts about the input, not about the layer.
+_INPUT_ENTRIES = ("batch_input_shape", "input_shape", "batch_size")
+
+_POLICY_CLASSES = ("DTypePolicy", "FloatDTypePolicy", "Policy", "PolicyV1")
+
+
+def to_keras(config) -> dict[str, Any]:
+    """The entries of Keras 3 for a `SeparableConv1DConfig`."""
+    return {entry: _entry(config, entry) for entry in _ENTRIES}
+
+
+def from_keras(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a `SeparableConv1DConfig` for a mapping of Keras 3's or Keras 2's entries."""
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {entries!r}.")
+    for entry in entries:
+        if entry not in _ENTRIES + _KERAS_2_ENTRIES + _INPUT_ENTRIES:
+            close = difflib.get_close_matches(str(entry), _ENTRIES, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"`config` has an entry {entry!r} that SeparableConv1D does not know.{hint}")
+    for entry in ("filters", "kernel_size"):
+        if entry not in entries:
+            raise ValueError(f"`config` must have an entry {entry!r}; got only {sorted(map(str, entries))}.")
+    if entries.get("groups", 1) != 1:
+        raise ValueError(f"`groups` must be 1 in a separable convolution; got {entries['groups']!r}.")
+    arguments = {entry: entries[entry] for entry in _ENTRIES if entry in entries}
+    arguments |= _dtypes(arguments.pop("dtype", None))
+    keras2 = any(entry in entries for entry in _KERAS_2_ENTRIES)
+    arguments["activation"] = activations.get(entries.get("activation"), argument="activation", keras2=keras2)
+    return arguments
+
+
+def _entry(config, entry: str):
+    if entry == "dtype":
+        return _policy(config)
+    value = getattr(config, entry)
+    if entry in ("kernel_size", "strides", "dilation_rate"):
+        return (value,)
+    if entry in IDENTIFIERS:
+        return IDENTIFIERS[entry].serialize(value, argument=entry)
+    return value
+
+
+def _policy(config) -> dict[str, Any]:
+    """Keras's dtype policy for the config's two dtypes."""
+    stored = config.param_dtype.name
+    computed = stored if config.dtype is None else config.dtype.name
+    name = stored if computed == stored else f"mixed_{computed}"
+    if computed != stored and (stored != "float32" or computed not in ("float16", "bfloat16")):
+        raise ValueError(
+            "`dtype` and `param_dtype` must be equal, or float16 or bfloat16 over float32, to be a policy of "
+            f"Keras; got dtype={computed} and param_dtype={stored}."
+        )
+    return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
+
+
+def _dtypes(policy) -> dict[str, Any]:
+    """The config's two dtypes for Keras's policy, given by name or by its config."""
+    if policy is None:
+        return {}
+    name = policy
+    if isinstance(policy, Mapping) and policy.get("class_name") in _POLICY_CLASSES:
+        inner = policy.get("config")
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+    match name:
+        case "float32":
+            return {}
+        case "mixed_float16" | "mixed_bfloat16":
+            return {"dtype": name.removeprefix("mixed_"), "param_dtype": "float32"}
+        case "float16" | "bfloat16" | "float64":
+            return {"dtype": name, "param_dtype": name}
+    raise ValueError(
+        "`dtype` must be 'float32', 'float16', 'bfloat16', 'float64', 'mixed_float16' or 'mixed_bfloat16', or "
+        f"the config of such a policy; got {policy!r}."
+    )

@@ -1,0 +1,136 @@
+"""The base of the small dataclasses that stand for Keras's objects, and the checks of their fields."""
+
+import abc
+import dataclasses
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class KerasObject(abc.ABC):
+    """Base of the frozen dataclasses that stand for Keras's objects.
+
+    Every field is annotated with its type and with the check its value passes through on creation, which
+    returns the value in canonical form or refuses it: `l2: Annotated[float, non_negative] = 0.01`.
+    """
+
+    keras_module: ClassVar[str]
+    """Where Keras 3 keeps the class of the same name."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            (check,) = field.type.__metadata__  # pyright: ignore[reportAttributeAccessIssue]
+            value = check(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    def __repr__(self):
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        shown = (f for f in fields if getattr(self, f.name) != f.default)
+        parts = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in shown)
+        return f"{type(self).__name__}({parts})"
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this object again, ready for JSON."""
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return {f.name: _plain(getattr(self, f.name)) for f in fields}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, at most a line of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+# ---- Checks of fields: `check(name, value) -> canonical value` ----
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number as Python's int or float. Arrays without axes count: Keras 2 has them in its configs."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number; got {shown(value)}.")
+    try:
+        value = value if isinstance(value, int) else float(value)
+        finite = math.isfinite(value)
+    except OverflowError:  # of an integer that no float can hold
+        finite = False
+    if not finite:
+        raise ValueError(f"`{name}` must be a finite number; got {shown(value)}.")
+    return value
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0, as a float."""
+    checked = float(number(name, value))
+    if checked < 0:
+        raise ValueError(f"`{name}` must be at least 0; got {shown(value)}.")
+    return checked
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    checked = number(name, value)
+    if checked <= 0:
+        raise ValueError(f"`{name}` must be above 0; got {shown(value)}.")
+    return checked
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer of Python or NumPy."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer; got {shown(value)}.") from None
+
+
+def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
+    """An axis, several axes, or `None`."""
+    if value is None:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(integer(name, each) for each in value)
+    return integer(name, value)
+
+
+def one_of(*options: str | bool | None) -> Callable[[str, Any], Any]:
+    """The check for one of a few words."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str | bool | None) or value not in options:
+            kind = ValueError if isinstance(value, str) else TypeError
+            raise kind(f"`{name}` must be {' or '.join(map(repr, options))}; got {shown(value)}.")
+        return value
+
+    return check
+
+
+Number = Annotated[float, number]
+NonNegative = Annotated[float, non_negative]
+Positive = Annotated[float, positive]
+Axes = Annotated[int | Sequence[int] | None, axes]
+
+
+def widened(x: Any) -> jax.Array:
+    """`x` in float32 where its own dtype is narrower: sums and norms of half precision are taken in that."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_axes(chosen: Any, ndim: int, name: str = "axis") -> None:
+    """Refuses axes that an array of `ndim` axes does not have."""
+    for axis in (chosen,) if isinstance(chosen, int) else chosen or ():
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"`{name}` must be within an array of {ndim} axes; got {chosen}.")

@@ -1,0 +1,360 @@
+"""Keras's activations: functions `x -> y` of the same dtype, most of them `jax.nn`'s own.
+
+Every name that Keras 3 and TF 2.0 know, with Keras's definition. Where the name hides a choice, it is:
+
+| name | definition |
+| --- | --- |
+| `relu` | `max(x, 0)`, with Keras's `negative_slope`, `max_value` and `threshold` |
+| `leaky_relu` | slope 0.2 below zero (`jax.nn`: 0.01; the layer `LeakyReLU`: 0.3) |
+| `gelu` | `x * Phi(x)` exactly (`jax.nn`: its tanh approximation) |
+| `hard_sigmoid` | `relu6(x + 3) / 6`; Keras 2's is `hard_sigmoid_keras2`, `clip(0.2 * x + 0.5, 0, 1)` |
+| `softmax`, `log_softmax`, `sparsemax`, `glu` | over the last axis; `glu` halves it |
+
+`hard_sigmoid` is the only name whose meaning differs between Keras 2 (the reference) and Keras 3. It has
+Keras 3's, and `get(..., keras2=True)`, for configs and files that Keras 2 wrote, gives the other.
+
+Activation layers that Keras allows as an activation are here as `ReLU`, `LeakyReLU`, `ELU` and `Softmax`.
+"""
+
+import abc
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_sepconv._identifiers import Family, is_keras2, resolve, to_config
+from flax_sepconv._keras_object import Axes, KerasObject, NonNegative, Number, non_negative, widened
+
+celu = jax.nn.celu
+elu = jax.nn.elu
+exponential = jnp.exp
+glu = jax.nn.glu
+hard_sigmoid = jax.nn.hard_sigmoid
+hard_silu = hard_swish = jax.nn.hard_silu
+hard_tanh = jax.nn.hard_tanh
+log_sigmoid = jax.nn.log_sigmoid
+log_softmax = jax.nn.log_softmax
+mish = jax.nn.mish
+relu6 = jax.nn.relu6
+sigmoid = jax.nn.sigmoid
+silu = swish = jax.nn.silu
+softmax = jax.nn.softmax
+softplus = jax.nn.softplus
+softsign = jax.nn.soft_sign
+sparse_plus = jax.nn.sparse_plus
+sparse_sigmoid = jax.nn.sparse_sigmoid
+squareplus = jax.nn.squareplus
+tanh = jnp.tanh
+
+
+def linear(x: jax.Array) -> jax.Array:
+    """The input itself."""
+    return x
+
+
+def relu(
+    x: jax.Array,
+    negative_slope: float = 0.0,
+    max_value: float | None = None,
+    threshold: float = 0.0,
+) -> jax.Array:
+    """The rectifier: `x` above a threshold, zero or a slope below it.
+
+    Args:
+        x: an array.
+        negative_slope: slope below the threshold.
+        max_value: bound of the output, if any.
+        threshold: what `x` must exceed to pass.
+
+    Returns:
+        `min(x, max_value)` where `x > threshold`, `negative_slope * (x - threshold)` elsewhere.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(relu(jnp.array([-2.0, 0.5, 3.0]), negative_slope=0.5, max_value=2.0))
+        [-1.   0.5  2. ]
+    """
+    if threshold == 0 and max_value is None:
+        return leaky_relu(x, negative_slope) if negative_slope else jax.nn.relu(x)
+    above = jnp.where(x > threshold, x, 0)
+    if max_value is not None:
+        above = jnp.clip(above, 0, max_value)
+    return above - negative_slope * jax.nn.relu(threshold - x) if negative_slope else above
+
+
+def leaky_relu(x: jax.Array, negative_slope: float = 0.2) -> jax.Array:
+    """`x` where positive, `negative_slope * x` elsewhere."""
+    # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. It matters:
+    # where a padded sequence meets a zero bias, the layer's output is exactly zero.
+    return jnp.where(x > 0, x, negative_slope * x)
+
+
+def selu(x: jax.Array) -> jax.Array:
+    """`scale * (x where positive, alpha * (exp(x) - 1) elsewhere)`, with Klambauer et al.'s (2017) constants."""
+    # At zero the slope is the positive side's, as in TensorFlow; `jax.nn` takes the negative side's.
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    return scale * jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
+
+
+def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
+    """`x * Phi(x)`, the standard normal distribution function: exact, or by its tanh approximation."""
+    return jax.nn.gelu(x, approximate=approximate)
+
+
+def hard_sigmoid_keras2(x: jax.Array) -> jax.Array:
+    """`clip(0.2 * x + 0.5, 0, 1)`, which Keras 2 calls `hard_sigmoid` and Keras 3 has no name for."""
+    return jnp.clip(0.2 * x + 0.5, 0, 1)
+
+
+def hard_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
+    """`x` where `abs(x) > threshold`, zero elsewhere."""
+    return jnp.where(jnp.abs(x) > threshold, x, 0)
+
+
+def soft_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
+    """`x` brought nearer to zero by `threshold`, zero where that would cross it."""
+    return jnp.where(x > threshold, x - threshold, jnp.where(x < -threshold, x + threshold, 0))
+
+
+def tanh_shrink(x: jax.Array) -> jax.Array:
+    """`x - tanh(x)`."""
+    return x - jnp.tanh(x)
+
+
+def threshold(x: jax.Array, threshold: float, default_value: float) -> jax.Array:
+    """`x` where `x > threshold`, `default_value` elsewhere."""
+    return jnp.where(x > threshold, x, default_value)
+
+
+def sparsemax(x: jax.Array, axis: int = -1) -> jax.Array:
+    """The nearest point of the probability simplex, along one axis.
+
+    Args:
+        x: an array.
+        axis: the axis that sums to 1 in the result.
+
+    Returns:
+        `max(x - tau, 0)`, where the threshold `tau` makes the sum 1.
+
+    References:
+        Martins and Astudillo, https://arxiv.org/abs/1602.02068
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(sparsemax(jnp.array([1.0, 0.5, -1.0])))
+        [0.75 0.25 0.  ]
+    """
+    wide = jnp.moveaxis(widened(x), axis, -1)
+    descending = jnp.sort(wide, axis=-1, descending=True)
+    count = jnp.arange(1, wide.shape[-1] + 1, dtype=wide.dtype)
+    # The support is the longest run of largest entries that all stay above the threshold they imply.
+    support = 1 + count * descending > jnp.cumsum(descending, axis=-1)
+    size = jnp.sum(support, axis=-1, keepdims=True)
+    tau = (jnp.sum(jnp.where(support, descending, 0), axis=-1, keepdims=True) - 1) / size
+    return jnp.moveaxis(jnp.maximum(wide - tau, 0), -1, axis).astype(x.dtype)
+
+
+class _Layer(KerasObject):
+    keras_module = "keras.layers"
+
+    @abc.abstractmethod
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+
+
+def _optional_bound(name: str, value: Any) -> float | None:
+    return None if value is None else non_negative(name, value)
+
+
+@dataclass(frozen=True, repr=False)
+class ReLU(_Layer):
+    """Keras's layer of the same name, as a function: `relu` with its three arguments.
+
+    Args:
+        max_value: bound of the output, at least 0, or `None`.
+        negative_slope: slope below the threshold, at least 0.
+        threshold: what an input must exceed to pass, at least 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(ReLU(max_value=1.0)(jnp.array([-1.0, 0.5, 2.0])))
+        [0.  0.5 1. ]
+    """
+
+    max_value: Annotated[float | None, _optional_bound] = None
+    negative_slope: NonNegative = 0.0
+    threshold: NonNegative = 0.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`relu(x, negative_slope, max_value, threshold)`."""
+        return relu(x, self.negative_slope, self.max_value, self.threshold)
+
+
+@dataclass(frozen=True, repr=False)
+class LeakyReLU(_Layer):
+    """Keras's layer of the same name, as a function: `leaky_relu` with slope 0.3 unless told otherwise.
+
+    Args:
+        negative_slope: slope below zero, at least 0.
+    """
+
+    negative_slope: NonNegative = 0.3
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`leaky_relu(x, negative_slope)`."""
+        return leaky_relu(x, self.negative_slope)
+
+
+@dataclass(frozen=True, repr=False)
+class ELU(_Layer):
+    """Keras's layer of the same name, as a function: `elu` with its argument.
+
+    Args:
+        alpha: minus the limit towards minus infinity.
+    """
+
+    alpha: Number = 1.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`elu(x, alpha)`."""
+        return elu(x, self.alpha)
+
+
+@dataclass(frozen=True, repr=False)
+class Softmax(_Layer):
+    """Keras's layer of the same name, as a function: `softmax` over any axes.
+
+    Args:
+        axis: the axis, or axes, that sum to 1 in the result.
+    """
+
+    axis: Axes = -1
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`softmax(x, axis)`."""
+        return jax.nn.softmax(x, self.axis)
+
+
+# In Keras's words; of two names for one function, the first is what `serialize` writes.
+_FUNCTIONS = {
+    "celu": celu,
+    "elu": elu,
+    "exponential": exponential,
+    "gelu": gelu,
+    "glu": glu,
+    "hard_shrink": hard_shrink,
+    "hard_sigmoid": hard_sigmoid,
+    "hard_silu": hard_silu,
+    "hard_swish": hard_swish,
+    "hard_tanh": hard_tanh,
+    "leaky_relu": leaky_relu,
+    "linear": linear,
+    "log_sigmoid": log_sigmoid,
+    "log_softmax": log_softmax,
+    "mish": mish,
+    "relu": relu,
+    "relu6": relu6,
+    "selu": selu,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "soft_shrink": soft_shrink,
+    "softmax": softmax,
+    "softplus": softplus,
+    "softsign": softsign,
+    "sparse_plus": sparse_plus,
+    "sparse_sigmoid": sparse_sigmoid,
+    "sparsemax": sparsemax,
+    "squareplus": squareplus,
+    "swish": swish,
+    "tanh": tanh,
+    "tanh_shrink": tanh_shrink,
+}
+_NAMES = {function: name for name, function in reversed(_FUNCTIONS.items())}
+# Called with one argument, as a layer does, these are the same functions.
+_NAMES |= {jax.nn.relu: "relu", jax.nn.identity: "linear"}
+
+
+def _leaky_relu_layer(negative_slope: float = 0.3, alpha: float | None = None) -> LeakyReLU:
+    """Keras 2 calls the slope `alpha`."""
+    return LeakyReLU(negative_slope if alpha is None else alpha)
+
+
+def _thresholded_relu_layer(theta: float = 1.0) -> ReLU:
+    """Keras 2's layer for what is an argument of `ReLU` today."""
+    return ReLU(threshold=theta)
+
+
+_KERAS_3 = Family(
+    wanted="None, a name such as 'relu', a Keras config or a callable `x -> y`",
+    classes=(ReLU, LeakyReLU, ELU, Softmax),
+    makers={
+        "ReLU": ReLU,
+        "LeakyReLU": _leaky_relu_layer,
+        "ELU": ELU,
+        "Softmax": Softmax,
+        "ThresholdedReLU": _thresholded_relu_layer,
+    },
+    functions=_FUNCTIONS,
+    refused={
+        "threshold": "it needs two numbers, and a name cannot give them. Pass "
+        "`functools.partial(activations.threshold, threshold=..., default_value=...)`.",
+        "PReLU": "its slopes are weights of their own. Use a layer for it, after this one.",
+        "Activation": "that is a layer around an activation. Pass the activation.",
+    },
+    ignored=frozenset({"name", "trainable", "dtype"}),
+)
+_KERAS_2 = replace(_KERAS_3, functions=_FUNCTIONS | {"hard_sigmoid": hard_sigmoid_keras2})
+
+
+def get(identifier: Any, *, argument: str = "activation", keras2: bool = False) -> Any:
+    """The activation that a name, a Keras config, an object or a callable stands for.
+
+    Args:
+        identifier: any name that Keras 3 or TF 2.0 knows, the config of a function or an activation layer of
+            either, such a function or layer itself, any hashable callable `x -> y` (kept as it is), or `None`.
+        argument: what messages call it.
+        keras2: whether `"hard_sigmoid"` is meant as Keras 2 means it. Its own objects always are.
+
+    Returns:
+        A hashable callable; `linear` for `None`.
+
+    Raises:
+        ValueError: an unknown name, or a config with unknown or impossible entries.
+        TypeError: none of the above.
+
+    Example:
+        >>> get(None) is linear, get("swish") is silu
+        (True, True)
+        >>> get({"class_name": "LeakyReLU", "config": {"alpha": 0.1}})
+        LeakyReLU(negative_slope=0.1)
+        >>> get("hard_sigmoid", keras2=True) is hard_sigmoid_keras2
+        True
+    """
+    if identifier is None:
+        return linear
+    return resolve(identifier, _KERAS_2 if keras2 or is_keras2(identifier) else _KERAS_3, argument)
+
+
+def serialize(activation: Any, *, argument: str = "activation") -> str | dict[str, Any]:
+    """The form in which Keras 3's `keras.activations.serialize` gives an activation, ready for JSON.
+
+    Args:
+        activation: whatever `get` takes.
+        argument: what messages call it.
+
+    Returns:
+        A name, or the config of an activation layer (without Keras's `name`, `trainable` and `dtype`, which it
+        does not need to make the layer again).
+
+    Raises:
+        ValueError: a callable that Keras has no name for.
+
+    Example:
+        >>> import jax
+        >>> serialize(jax.nn.silu), serialize(None)
+        ('silu', 'linear')
+    """
+    resolved = get(activation, argument=argument)
+    if resolved in _NAMES:
+        return _NAMES[resolved]
+    return to_config(resolved, _KERAS_3, argument)

@@ -1,0 +1,208 @@
+"""Keras's weight constraints: projections `w -> w` of the same shape and dtype, for after an update.
+
+| name | projection |
+| --- | --- |
+| `"max_norm"`, `MaxNorm(max_value=2, axis=0)` | norms along `axis` are at most `max_value` |
+| `"non_neg"`, `NonNeg()` | `maximum(w, 0)` |
+| `"unit_norm"`, `UnitNorm(axis=0)` | norms along `axis` are 1 |
+| `"min_max_norm"`, `MinMaxNorm(min_value=0.0, max_value=1.0, rate=1.0, axis=0)` | norms are in between |
+
+A norm is that of all entries along `axis`: an integer, several integers, or `None` for the whole array. Keras
+adds 1e-7 to a norm before it divides by it, so a vector of zeros stays zero, and a projected norm is exact to
+1e-7 and rounding. Norms of half-precision arrays are taken in float32.
+
+Keras 2's `RadialConstraint` rotates the rank-4 kernels of two-dimensional convolutions and is refused.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from optax import projections
+
+from flax_sepconv._identifiers import Family, names_of, resolve, to_config
+from flax_sepconv._keras_object import Axes, KerasObject, Number, check_axes, widened
+
+_EPSILON = 1e-7  # Keras's
+
+
+class Constraint(KerasObject):
+    """Base of the projections."""
+
+    keras_module = "keras.constraints"
+
+    @abc.abstractmethod
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """The projection of one array, of the same shape and dtype."""
+
+
+@dataclass(frozen=True, repr=False)
+class MaxNorm(Constraint):
+    """Scales down what has a norm above a bound.
+
+    Args:
+        max_value: the largest norm.
+        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+
+    Raises:
+        ValueError: when called with an array that lacks an axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(MaxNorm(1.0)(jnp.array([[3.0, 0.3], [4.0, 0.4]])).round(3))
+        [[0.6 0.3]
+         [0.8 0.4]]
+    """
+
+    max_value: Number = 2
+    axis: Axes = 0
+
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """`w * clip(norm, 0, max_value) / norm`."""
+        norms = _norms(w, self.axis)
+        return _scaled(w, jnp.clip(norms, 0, self.max_value) / (_EPSILON + norms))
+
+
+@dataclass(frozen=True, repr=False)
+class NonNeg(Constraint):
+    """Sets what is negative to zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(NonNeg()(jnp.array([-1.0, 2.0])))
+        [0. 2.]
+    """
+
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """`maximum(w, 0)`."""
+        return projections.projection_non_negative(w)
+
+
+@dataclass(frozen=True, repr=False)
+class UnitNorm(Constraint):
+    """Scales everything but zeros to norm 1.
+
+    Args:
+        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+
+    Raises:
+        ValueError: when called with an array that lacks an axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(UnitNorm()(jnp.array([3.0, 4.0])).round(3))
+        [0.6 0.8]
+    """
+
+    axis: Axes = 0
+
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """`w / norm`."""
+        return _scaled(w, 1 / (_EPSILON + _norms(w, self.axis)))
+
+
+@dataclass(frozen=True, repr=False)
+class MinMaxNorm(Constraint):
+    """Brings norms into an interval, or part of the way there.
+
+    Args:
+        min_value: the smallest norm.
+        max_value: the largest norm.
+        rate: how much of the way each projection goes; 1 is all of it.
+        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+
+    Raises:
+        ValueError: when called with an array that lacks an axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(MinMaxNorm(max_value=1.0, rate=0.5)(jnp.array([3.0, 4.0])).round(3))
+        [1.8 2.4]
+    """
+
+    min_value: Number = 0.0
+    max_value: Number = 1.0
+    rate: Number = 1.0
+    axis: Axes = 0
+
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """`w * (rate * clip(norm, min_value, max_value) + (1 - rate) * norm) / norm`."""
+        norms = _norms(w, self.axis)
+        desired = self.rate * jnp.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
+        return _scaled(w, desired / (_EPSILON + norms))
+
+
+max_norm = MaxNorm
+non_neg = NonNeg
+unit_norm = UnitNorm
+min_max_norm = MinMaxNorm
+
+_RADIAL = (
+    "it needs weights of rank 4, those of a two-dimensional convolution; this layer's have rank 3 and 1."
+)
+_BASE = "it is Keras's base class and does nothing. Use None for no constraint."
+
+_CLASSES = (MaxNorm, NonNeg, UnitNorm, MinMaxNorm)
+_FAMILY = Family(
+    wanted="None, a name such as 'max_norm', a Keras config, a constraint or a callable `w -> w`",
+    classes=_CLASSES,
+    makers=names_of(_CLASSES) | {"maxnorm": MaxNorm, "nonneg": NonNeg, "unitnorm": UnitNorm},
+    refused={
+        "RadialConstraint": _RADIAL,
+        "radial_constraint": _RADIAL,
+        "Constraint": _BASE,
+        "constraint": _BASE,
+    },
+)
+
+
+def get(identifier: Any, *, argument: str = "constraint") -> Any:
+    """The constraint that a name, a Keras config, an object or a callable stands for.
+
+    Args:
+        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this module
+            or of Keras, any hashable callable `w -> w` (kept as it is), or `None`.
+        argument: what messages call it.
+
+    Returns:
+        A hashable callable, or `None` for `None`.
+
+    Raises:
+        ValueError: an unknown name, or a config with unknown or impossible entries.
+        TypeError: none of the above.
+
+    Example:
+        >>> get("max_norm"), get({"class_name": "UnitNorm", "config": {"axis": [0, 1]}})
+        (MaxNorm(), UnitNorm(axis=(0, 1)))
+    """
+    return None if identifier is None else resolve(identifier, _FAMILY, argument)
+
+
+def serialize(constraint: Any, *, argument: str = "constraint") -> dict[str, Any] | None:
+    """The form in which Keras 3's `keras.constraints.serialize` gives a constraint, ready for JSON.
+
+    Args:
+        constraint: whatever `get` takes.
+        argument: what messages call it.
+
+    Raises:
+        ValueError: a callable that Keras has no name for.
+
+    Example:
+        >>> serialize("max_norm")["config"]
+        {'max_value': 2, 'axis': 0}
+    """
+    resolved = get(constraint, argument=argument)
+    return None if resolved is None else to_config(resolved, _FAMILY, argument)
+
+
+def _norms(w: jax.Array, axis: Any) -> jax.Array:
+    """Euclidean norms along `axis`, which is kept with size 1."""
+    check_axes(axis, jnp.ndim(w))
+    return jnp.sqrt(jnp.sum(jnp.square(widened(w)), axis=axis, keepdims=True))
+
+
+def _scaled(w: jax.Array, scale: jax.Array) -> jax.Array:
+    return (widened(w) * scale).astype(jnp.asarray(w).dtype)

@@ -1,0 +1,250 @@
+"""The layer as pure functions: parameters from a config, and the output from parameters and an input.
+
+    separable_conv1d = activation(pointwise(depthwise(x)) + bias)
+
+Arrays in, arrays out: nothing here knows Flax or optax. Everything is checked before anything is computed.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_sepconv import _arguments, _geometry
+from flax_sepconv._depthwise import depthwise
+from flax_sepconv.config import SeparableConv1DConfig
+
+
+def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig) -> jax.Array:
+    """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a function.
+
+    Args:
+        params: `depthwise_kernel` `(kernel_size, in_features, depth_multiplier)`, `pointwise_kernel`
+            `(1, in_features * depth_multiplier, filters)` and, with `use_bias`, `bias` `(filters,)`.
+        x: `(*batch, length, in_features)`, or `(*batch, in_features, length)` for channels_first, with any
+            number of batch axes, none included.
+        config: the layer's arguments; static under `jax.jit`.
+
+    Returns:
+        `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
+        that is `None`, in the common dtype of `x` and `params`.
+
+    Raises:
+        ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
+            channels than the parameters', or an output that would be empty.
+        TypeError: `params` is not a mapping, `config` not a config, or `x` not an array of real numbers.
+
+    Example:
+        >>> import jax
+        >>> import flax_sepconv as fsc
+        >>> config = fsc.SeparableConv1DConfig(64, 3, padding="same", activation="relu")
+        >>> params = fsc.init_params(jax.random.key(0), 12, config)
+        >>> x = jax.random.normal(jax.random.key(1), (8, 100, 12))
+        >>> jax.jit(fsc.separable_conv1d, static_argnums=2)(params, x, config).shape
+        (8, 100, 64)
+    """
+    in_features = check_input(x, config)
+    params = _check_params(params, in_features, config)
+    dtype = config.dtype or _common_dtype(x, *params.values())
+    x, depthwise_kernel, pointwise_kernel = (
+        jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
+    )
+
+    y = _depthwise_any_batch(x, depthwise_kernel, config)
+    product = "...lc,cf->...lf" if config.channel_axis == -1 else "...cl,cf->...fl"
+    wide = jnp.promote_types(dtype, jnp.float32)
+    y = jnp.einsum(product, y, pointwise_kernel, precision=config.precision, preferred_element_type=wide)
+    if config.use_bias:
+        bias = jnp.asarray(params["bias"], wide)
+        y += bias if config.channel_axis == -1 else bias[:, None]
+    return config.activation(y.astype(dtype))
+
+
+def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
+    """Draws the parameters of a layer.
+
+    Args:
+        key: a `jax.random.key`.
+        in_features: number of input channels.
+        config: the layer's arguments.
+
+    Returns:
+        A dict with Keras's names and shapes, in `config.param_dtype`: `depthwise_kernel`
+        `(kernel_size, in_features, depth_multiplier)`, `pointwise_kernel`
+        `(1, in_features * depth_multiplier, filters)` and, with `use_bias`, `bias` `(filters,)`.
+
+    Raises:
+        ValueError: `in_features` is not positive, an initializer returned another shape, or `param_dtype` is
+            float64 while JAX's 64-bit mode is off.
+        TypeError: `in_features` is not an integer, or `config` not a config.
+
+    Example:
+        >>> import jax
+        >>> import flax_sepconv as fsc
+        >>> params = fsc.init_params(jax.random.key(0), 12, fsc.SeparableConv1DConfig(64, 3))
+        >>> {name: value.shape for name, value in params.items()}
+        {'depthwise_kernel': (3, 12, 1), 'pointwise_kernel': (1, 12, 64), 'bias': (64,)}
+    """
+    _check_config(config)
+    in_features = _arguments.positive("in_features", in_features)
+    check_param_dtype(config)
+    weights = config.weights(in_features)
+    params = {}
+    for weight, subkey in zip(weights, jax.random.split(key, len(weights)), strict=True):
+        value = jnp.asarray(weight.initializer(subkey, weight.shape, config.param_dtype))
+        if value.shape != weight.shape:
+            raise ValueError(
+                f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
+            )
+        params[weight.name] = value.astype(config.param_dtype)
+    return params
+
+
+def depthwise_conv1d(
+    x,
+    kernel,
+    *,
+    strides: int = 1,
+    padding: str = "valid",
+    dilation_rate: int = 1,
+    data_format: str = "channels_last",
+    precision: lax.PrecisionLike = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Convolves each channel of `x` with its own `depth_multiplier` kernels.
+
+    Args:
+        x: `(*batch, length, channels)`, or `(*batch, channels, length)` for channels_first.
+        kernel: `(kernel_size, channels, depth_multiplier)`.
+        strides: step between windows, in samples.
+        padding: `"valid"`, `"same"` or `"causal"`, in any case.
+        dilation_rate: step between the samples of one window, in samples.
+        data_format: `"channels_last"` or `"channels_first"`.
+        precision: passed to `lax.conv_general_dilated`.
+        implementation: `"lax"`, the definition; `None` lets the library choose.
+
+    Returns:
+        `(*batch, output_length, channels * depth_multiplier)`, or with the last two exchanged for
+        channels_first, in the common dtype of `x` and `kernel`. Channel `c` under multiplier `m` is at
+        `c * depth_multiplier + m`. float16 and bfloat16 accumulate in float32.
+
+    Raises:
+        ValueError: a refused argument, channels that differ, or an output that would be empty.
+        TypeError: an argument of a refused type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> x = jnp.arange(5.0)[:, None]
+        >>> fsc.depthwise_conv1d(x, jnp.ones((2, 1, 1)), padding="causal")[:, 0]
+        Array([0., 1., 3., 5., 7.], dtype=float32)
+    """
+    if jnp.ndim(kernel) != 3 or 0 in jnp.shape(kernel):
+        raise ValueError(
+            f"`kernel` must be (kernel_size, channels, depth_multiplier), none of them 0; got the shape "
+            f"{jnp.shape(kernel)}."
+        )
+    # A config of as many filters as there are outputs: the layer's rules, stated once.
+    size, channels, multiplier = jnp.shape(kernel)
+    config = SeparableConv1DConfig(
+        channels * multiplier,
+        size,
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation_rate,
+        data_format=data_format,
+        depth_multiplier=multiplier,
+        precision=precision,
+        implementation=implementation,
+    )
+    in_features = check_input(x, config)
+    if in_features != channels:
+        raise ValueError(
+            f"`kernel` must have as many channels as `x`, {in_features}; got the shape {jnp.shape(kernel)}."
+        )
+    dtype = _common_dtype(x, kernel)
+    return _depthwise_any_batch(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), config)
+
+
+def check_input(x, config: SeparableConv1DConfig) -> int:
+    """Refuses an input that the layer cannot take, and returns the number of its channels."""
+    _check_config(config)
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        raise TypeError(f"`x` must be an array; got {x!r}.")
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise TypeError(f"`x` must hold real numbers; got an array of dtype {x.dtype}.")
+    axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
+    if len(x.shape) < 2:
+        raise ValueError(f"`x` must be {axes}; got the shape {x.shape}.")
+    length, channels = x.shape[-3 - config.channel_axis], x.shape[config.channel_axis]
+    if channels == 0:
+        raise ValueError(f"`x` must be {axes} with at least one channel; got the shape {x.shape}.")
+    config.output_length(length)  # refuses a length that gives no output
+    return channels
+
+
+def check_param_dtype(config: SeparableConv1DConfig) -> None:
+    """Refuses parameters that JAX would silently make narrower."""
+    if jax.dtypes.canonicalize_dtype(config.param_dtype) != config.param_dtype:
+        raise ValueError(
+            f"`param_dtype` {config.param_dtype} needs jax.config.update('jax_enable_x64', True); got it off."
+        )
+
+
+def _check_config(config) -> None:
+    if not isinstance(config, SeparableConv1DConfig):
+        raise TypeError(f"`config` must be a SeparableConv1DConfig; got {config!r}.")
+
+
+def _check_params(params, in_features: int, config: SeparableConv1DConfig) -> Mapping[str, Any]:
+    if not isinstance(params, Mapping):
+        raise TypeError(f"`params` must be a dict of arrays; got {type(params).__name__}.")
+    weights = config.weights(in_features)
+    names = [weight.name for weight in weights]
+    for name in params:
+        if name == "bias" and not config.use_bias:
+            raise ValueError("`params` must not have a 'bias' since the config says use_bias=False; got one.")
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"`params` must have just {', '.join(map(repr, names))}; got {name!r} too.{hint}"
+            )
+    for weight in weights:
+        if weight.name not in params:
+            raise ValueError(
+                f"`params` must have {', '.join(map(repr, names))}; got no {weight.name!r}, only "
+                f"{', '.join(map(repr, params)) or 'an empty dict'}."
+            )
+        shape = jnp.shape(params[weight.name])
+        if shape != weight.shape:
+            raise ValueError(
+                f"`params[{weight.name!r}]` must have the shape {weight.shape} for {in_features} input channels "
+                f"and {config}; got {shape}."
+            )
+    return params
+
+
+def _common_dtype(*arrays):
+    """Flax's rule for `dtype=None`: the common dtype, made floating."""
+    dtype = jnp.result_type(*arrays)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+
+
+def _depthwise_any_batch(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
+    """The depthwise step under any number of batch axes."""
+    geometry = config.geometry
+    y = depthwise(
+        x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:]),
+        kernel,
+        strides=config.strides,
+        dilation_rate=config.dilation_rate,
+        padding=_geometry.padding_amounts(x.shape[-3 - config.channel_axis], **geometry),
+        channel_axis=config.channel_axis,
+        precision=config.precision,
+        implementation=config.implementation,
+    )
+    return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])

@@ -1,0 +1,506 @@
+"""Keras's initializers with JAX's signature: `init(key, shape, dtype=float32) -> array`.
+
+| name | values |
+| --- | --- |
+| `Zeros`, `Ones`, `Constant(value)` | the same everywhere, or those of an array |
+| `RandomNormal`, `RandomUniform`, `TruncatedNormal` | a fixed distribution; truncation is at 2 deviations |
+| `VarianceScaling`, `Glorot*`, `He*`, `Lecun*` | zero mean, variance `scale / n`, `n` the fan in, out or mean |
+| `Orthogonal` | orthonormal columns, or rows, of the array as a matrix of its last axis |
+| `Identity` | a matrix; no weight of this layer is one |
+| `STFT` | the real or imaginary part of windowed Fourier atoms; for one input channel |
+
+Every class has Keras's lower-case name as well. The fans of a kernel `(*window, in, out)` are `in` and `out`
+times the window's size; those of a bias are its length.
+
+A `seed` makes an initializer deterministic, as in Keras: it gives the same values at each call, drawn from
+`jax.random.key(seed % 2**32)` instead of from the key it is called with. The values are JAX's, not Keras's: equal in
+distribution. Half-precision arrays are drawn in float32 and rounded once.
+"""
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_sepconv._identifiers import Family, names_of, resolve, to_config
+from flax_sepconv._keras_object import (
+    Axes,
+    KerasObject,
+    Number,
+    Positive,
+    check_axes,
+    integer,
+    number,
+    one_of,
+    shown,
+)
+
+
+class Initializer(KerasObject):
+    """Base of the initializers."""
+
+    keras_module = "keras.initializers"
+
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """An array of initial values.
+
+        Args:
+            key: a JAX key, which initializers that draw nothing or have a seed of their own ignore.
+            shape: the array's.
+            dtype: the array's.
+
+        Raises:
+            ValueError: the initializer cannot make an array of this shape.
+        """
+        seed = getattr(self, "seed", None)
+        if seed is not None:
+            key = jax.random.key(seed % 2**32)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return self._values(key, tuple(shape), wide).astype(dtype)
+
+    @abc.abstractmethod
+    def _values(self, key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array: ...
+
+
+# ---- Checks of fields -------------------------------------------------------------------------------------
+
+
+def _seed(name: str, value: Any) -> int | None:
+    class_name = value.get("class_name") if isinstance(value, Mapping) else type(value).__name__
+    if class_name == "SeedGenerator":
+        raise ValueError(
+            f"`{name}` must be an integer or None; got a SeedGenerator, whose state this library does not "
+            "keep. Use its integer seed, or None and the key that the parameters are made from."
+        )
+    return None if value is None else integer(name, value)
+
+
+def _constant(name: str, value: Any) -> Any:
+    """A number, or an array of them as nested tuples."""
+    if isinstance(value, Mapping) and value.get("class_name") in ("__numpy__", "__tensor__"):
+        value = dict(value.get("config") or {}).get("value")  # an array, as Keras writes it
+    if not isinstance(value, list | tuple) and np.ndim(value) == 0:
+        return number(name, value)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise ValueError
+    except ValueError:  # also of a ragged sequence
+        raise ValueError(
+            f"`{name}` must be a number or an array of finite numbers; got {shown(value)}."
+        ) from None
+    return _as_tuples(array.tolist())
+
+
+def _as_tuples(nested: Any) -> Any:
+    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
+
+
+def _distribution(name: str, value: Any) -> str:
+    lowered = value.lower() if isinstance(value, str) else value
+    if lowered == "normal":  # TF 1's name of it
+        return "truncated_normal"
+    return one_of("truncated_normal", "untruncated_normal", "uniform")(name, lowered)
+
+
+def _window(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            _scipy_window(value, 1, False)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must be a window of scipy.signal; got {shown(value)}: {error}"
+            ) from None
+        return value
+    return None if value is None else _constant(name, value)
+
+
+def _scipy_window(name: str, length: int, periodic: bool) -> np.ndarray:
+    from scipy import signal  # comes with JAX; slow to import
+
+    return signal.get_window(name, length, periodic)
+
+
+Seed = Annotated[int | None, _seed]
+
+# ---- Values known in advance ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Zeros(Initializer):
+    """All zeros."""
+
+    def _values(self, key, shape, dtype):
+        return jnp.zeros(shape, dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class Ones(Initializer):
+    """All ones."""
+
+    def _values(self, key, shape, dtype):
+        return jnp.ones(shape, dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class Constant(Initializer):
+    """One number everywhere, or given values.
+
+    Args:
+        value: a number, or an array (or nested sequence) of them that has the shape or broadcasts to it.
+
+    Example:
+        >>> print(Constant([1.0, 2.0])(None, (3, 2)))
+        [[1. 2.]
+         [1. 2.]
+         [1. 2.]]
+    """
+
+    value: Annotated[Any, _constant] = 0.0
+
+    def _values(self, key, shape, dtype):
+        value = np.asarray(self.value)
+        if value.size == math.prod(shape):  # as in TF 2.0, which only counts
+            value = value.reshape(shape)
+        return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
+
+
+@dataclass(frozen=True, repr=False)
+class Identity(Initializer):
+    """A matrix with `gain` on its diagonal. No weight of a `SeparableConv1D` is a matrix, so it refuses this.
+
+    Args:
+        gain: the diagonal's value.
+    """
+
+    gain: Number = 1.0
+
+    def _values(self, key, shape, dtype):
+        if len(shape) != 2:
+            raise ValueError(f"`Identity` must be given the shape of a matrix; got {shape}.")
+        return self.gain * jnp.eye(*shape, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """The gain, left out where it is 1: Keras never writes it, though it reads it."""
+        return {} if self.gain == 1 else super().get_config()
+
+
+@dataclass(frozen=True, repr=False)
+class STFT(Initializer):
+    """Fourier atoms `cos` or `sin(-2 pi t f / (2 (frequencies - 1)))` under a window.
+
+    Makes kernels `(window length, 1, frequencies)`, which in a `SeparableConv1D` is the depthwise kernel of a
+    single input channel.
+
+    Args:
+        side: `"real"` (cosines) or `"imag"` (sines).
+        window: a window of `scipy.signal`, its values, or `None`.
+        scaling: `"density"` divides by the window's Euclidean norm, `"spectrum"` by its sum, `None` by nothing.
+        periodic: whether a named window is periodic, not symmetric.
+    """
+
+    side: Annotated[str, one_of("real", "imag")] = "real"
+    window: Annotated[Any, _window] = "hann"
+    scaling: Annotated[str | None, one_of("density", "spectrum", None)] = "density"
+    periodic: Annotated[bool, one_of(False, True)] = False
+
+    def _values(self, key, shape, dtype):
+        if len(shape) != 3 or shape[1] != 1 or shape[2] < 2:
+            raise ValueError(f"`STFT` must be given a shape (window length, 1, 2 or more); got {shape}.")
+        length, _, frequencies = shape
+        phase = -np.pi * np.outer(np.arange(length), np.arange(frequencies)) / (frequencies - 1)
+        atoms = np.cos(phase) if self.side == "real" else np.sin(phase)
+        if self.window is not None:
+            named = isinstance(self.window, str)
+            window = _scipy_window(self.window, length, self.periodic) if named else np.asarray(self.window)
+            if window.shape != (length,):
+                raise ValueError(
+                    f"`window` must have the kernel's length {length}; got shape {window.shape}."
+                )
+            norms = {
+                "density": np.sqrt(np.sum(window**2)),
+                "spectrum": np.sum(np.abs(window)),
+                None: 1.0,
+            }
+            atoms *= window[:, None] / norms[self.scaling]
+        return jnp.asarray(atoms[:, None, :], dtype)
+
+
+# ---- Fixed distributions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class RandomNormal(Initializer):
+    """A normal distribution.
+
+    Args:
+        mean: its mean.
+        stddev: its standard deviation.
+        seed: an integer for the same values at each call, or `None`.
+    """
+
+    mean: Number = 0.0
+    stddev: Number = 0.05
+    seed: Seed = None
+
+    def _values(self, key, shape, dtype):
+        return self.mean + self.stddev * jax.random.normal(key, shape, dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class TruncatedNormal(Initializer):
+    """A normal distribution without its values beyond two standard deviations.
+
+    Args:
+        mean: its mean.
+        stddev: its standard deviation before truncation; it is 0.88 times that after.
+        seed: an integer for the same values at each call, or `None`.
+    """
+
+    mean: Number = 0.0
+    stddev: Number = 0.05
+    seed: Seed = None
+
+    def _values(self, key, shape, dtype):
+        return self.mean + self.stddev * jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class RandomUniform(Initializer):
+    """A uniform distribution.
+
+    Args:
+        minval: its lower bound.
+        maxval: its upper bound.
+        seed: an integer for the same values at each call, or `None`.
+    """
+
+    minval: Number = -0.05
+    maxval: Number = 0.05
+    seed: Seed = None
+
+    def _values(self, key, shape, dtype):
+        return self.minval + (self.maxval - self.minval) * jax.random.uniform(key, shape, dtype)
+
+
+# ---- Distributions scaled to the layer --------------------------------------------------------------------
+
+
+class _FanScaled(Initializer):
+    """Zero mean and variance `scale / n`."""
+
+    scale: float
+    mode: str
+    distribution: str
+    input_axes: tuple[int, ...] | None
+    output_axes: tuple[int, ...] | None
+
+    def _values(self, key, shape, dtype):
+        fan_in, fan_out = self._fans(shape)
+        n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        stddev = math.sqrt(self.scale / max(1.0, n))
+        match self.distribution:
+            case "uniform":
+                return math.sqrt(3) * stddev * jax.random.uniform(key, shape, dtype, -1)
+            case "untruncated_normal":
+                return stddev * jax.random.normal(key, shape, dtype)
+        # What the truncation at two standard deviations leaves of the standard deviation.
+        return stddev / 0.87962566103423978 * jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+    def _fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """How many inputs reach an output through an array of this shape, and outputs an input."""
+        if self.input_axes is not None and self.output_axes is not None:
+            check_axes(self.input_axes, len(shape), "input_axes")
+            check_axes(self.output_axes, len(shape), "output_axes")
+            fan_in, fan_out = ([shape[axis] for axis in each] for each in (self.input_axes, self.output_axes))
+            return math.prod(fan_in), math.prod(fan_out)
+        if len(shape) < 2:
+            return math.prod(shape), math.prod(shape)
+        *window, inputs, outputs = shape
+        return math.prod(window) * inputs, math.prod(window) * outputs
+
+
+@dataclass(frozen=True, repr=False)
+class VarianceScaling(_FanScaled):
+    """Zero mean and variance `scale / n`, where `n` is a fan of the array.
+
+    Args:
+        scale: above 0.
+        mode: what `n` is: `"fan_in"`, `"fan_out"` or `"fan_avg"`, their mean.
+        distribution: `"truncated_normal"`, `"untruncated_normal"` or `"uniform"`.
+        seed: an integer for the same values at each call, or `None`.
+        input_axes: together with `output_axes`, the axes whose sizes multiply to the fan in.
+        output_axes: likewise to the fan out.
+
+    Example:
+        >>> import jax
+        >>> init = VarianceScaling(2.0, "fan_out", "uniform")
+        >>> bool(abs(init(jax.random.key(0), (3, 4, 8))).max() < (3 * 2 / (3 * 8)) ** 0.5)
+        True
+    """
+
+    scale: Positive = 1.0
+    mode: Annotated[str, one_of("fan_in", "fan_out", "fan_avg")] = "fan_in"
+    distribution: Annotated[str, _distribution] = "truncated_normal"
+    seed: Seed = None
+    input_axes: Axes = None
+    output_axes: Axes = None
+
+
+@dataclass(frozen=True, repr=False)
+class _NamedScaling(_FanScaled):
+    """`VarianceScaling` with a scale, a mode and a distribution that have a name."""
+
+    seed: Seed = None
+    input_axes: Axes = None
+    output_axes: Axes = None
+
+
+class GlorotUniform(_NamedScaling):
+    """Uniform with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
+
+    scale, mode, distribution = 1.0, "fan_avg", "uniform"
+
+
+class GlorotNormal(_NamedScaling):
+    """Truncated normal with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
+
+    scale, mode, distribution = 1.0, "fan_avg", "truncated_normal"
+
+
+class HeUniform(_NamedScaling):
+    """Uniform with variance `2 / fan_in`: He et al. (2015)."""
+
+    scale, mode, distribution = 2.0, "fan_in", "uniform"
+
+
+class HeNormal(_NamedScaling):
+    """Truncated normal with variance `2 / fan_in`: He et al. (2015)."""
+
+    scale, mode, distribution = 2.0, "fan_in", "truncated_normal"
+
+
+class LecunUniform(_NamedScaling):
+    """Uniform with variance `1 / fan_in`: LeCun et al. (1998)."""
+
+    scale, mode, distribution = 1.0, "fan_in", "uniform"
+
+
+class LecunNormal(_NamedScaling):
+    """Truncated normal with variance `1 / fan_in`: LeCun et al. (1998)."""
+
+    scale, mode, distribution = 1.0, "fan_in", "truncated_normal"
+
+
+@dataclass(frozen=True, repr=False)
+class Orthogonal(Initializer):
+    """A random matrix with orthonormal columns, or rows where those are fewer, times `gain`.
+
+    The matrix is the array with all axes but the last made one.
+
+    Args:
+        gain: factor of the result.
+        seed: an integer for the same values at each call, or `None`.
+
+    Raises:
+        ValueError: when called with a shape of fewer than two axes, such as a bias's.
+    """
+
+    gain: Number = 1.0
+    seed: Seed = None
+
+    def _values(self, key, shape, dtype):
+        if len(shape) < 2:
+            raise ValueError(f"`Orthogonal` must be given a shape of two or more axes; got {shape}.")
+        return jax.nn.initializers.orthogonal(self.gain)(key, shape, dtype)
+
+
+zeros = Zeros
+ones = Ones
+constant = Constant
+identity = IdentityInitializer = Identity
+stft = STFTInitializer = STFT
+random_normal = RandomNormal
+truncated_normal = TruncatedNormal
+random_uniform = RandomUniform
+variance_scaling = VarianceScaling
+glorot_uniform = GlorotUniform
+glorot_normal = GlorotNormal
+he_uniform = HeUniform
+he_normal = HeNormal
+lecun_uniform = LecunUniform
+lecun_normal = LecunNormal
+orthogonal = OrthogonalInitializer = Orthogonal
+
+_CLASSES = (
+    *(Zeros, Ones, Constant, Identity, STFT),
+    *(RandomNormal, TruncatedNormal, RandomUniform, VarianceScaling),
+    *(GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal, Orthogonal),
+)
+_NAMES = names_of(_CLASSES)
+_BASE = "it is Keras's base class and makes nothing."
+
+_FAMILY = Family(
+    wanted="a name such as 'glorot_uniform', a Keras config, an initializer (`Constant(values)` for an array) or "
+    "a callable `init(key, shape, dtype) -> array`",
+    classes=_CLASSES,
+    makers=_NAMES
+    # TensorFlow 2 told its classes from version 1's by a suffix.
+    | {f"{name}V2": initializer for name, initializer in _NAMES.items()}
+    | {"zero": Zeros, "one": Ones, "normal": RandomNormal, "uniform": RandomUniform}
+    | {
+        "IdentityInitializer": Identity,
+        "STFTInitializer": STFT,
+        "OrthogonalInitializer": Orthogonal,
+    },
+    refused={"Initializer": _BASE, "initializer": _BASE},
+    ignored=frozenset({"dtype"}),  # TF 2.0's, which the layer's own replaces
+)
+
+
+def get(identifier: Any, *, argument: str = "initializer") -> Any:
+    """The initializer that a name, a Keras config, an object or a callable stands for.
+
+    Args:
+        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this module
+            or of Keras, any hashable callable with JAX's signature (kept as it is), or `None`.
+        argument: what messages call it.
+
+    Returns:
+        A hashable callable `init(key, shape, dtype) -> array`, or `None` for `None`.
+
+    Raises:
+        ValueError: an unknown name, or a config with unknown or impossible entries.
+        TypeError: none of the above.
+
+    Example:
+        >>> get("he_normal"), get({"class_name": "RandomNormal", "config": {"stddev": 0.1}})
+        (HeNormal(), RandomNormal(stddev=0.1))
+    """
+    return None if identifier is None else resolve(identifier, _FAMILY, argument)
+
+
+def serialize(initializer: Any, *, argument: str = "initializer") -> dict[str, Any] | None:
+    """The form in which Keras 3's `keras.initializers.serialize` gives an initializer, ready for JSON.
+
+    Args:
+        initializer: whatever `get` takes.
+        argument: what messages call it.
+
+    Raises:
+        ValueError: a callable that Keras has no name for.
+
+    Example:
+        >>> serialize("he_normal")["config"]
+        {'seed': None, 'input_axes': None, 'output_axes': None}
+    """
+    resolved = get(initializer, argument=argument)
+    if resolved is None:
+        return None
+    same = {jax.nn.initializers.zeros: Zeros(), jax.nn.initializers.ones: Ones()}
+    return to_config(same.get(resolved, resolved), _FAMILY, argument)

@@ -1,0 +1,179 @@
+"""The layer as a `flax.linen` module, and the configs of every such layer in a model.
+
+The module makes parameters and calls `separable_conv1d`; no arithmetic lives here.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+from flax import struct
+from flax.core import meta
+
+from flax_sepconv._tree import StackedConfig
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.functional import check_input, check_param_dtype, separable_conv1d
+from flax_sepconv.losses import activity_loss
+
+if TYPE_CHECKING:
+    _Arguments = SeparableConv1DConfig
+else:
+    # The config's fields once more, as a dataclass that a Linen module can inherit: Linen's are not frozen, and
+    # `name` is Linen's own field.
+    _Arguments = dataclasses.make_dataclass(
+        "_Arguments",
+        [
+            (f.name, f.type, dataclasses.field(default=f.default, kw_only=f.kw_only))
+            for f in dataclasses.fields(SeparableConv1DConfig)
+            if f.name != "name"
+        ],
+    )
+
+
+class SeparableConv1D(_Arguments, nn.Module):
+    """Depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
+
+    Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
+    of `separable_conv1d`, by the same names.
+
+    When the collection `losses` is mutable, a call stores there what Keras's `layer.losses` would hold: the term
+    of each regularized weight, once however often the layer is called, and the term of the output, once a call.
+    Nothing is computed for it otherwise, nor by `init`.
+
+    Raises:
+        ValueError: on construction, whatever `SeparableConv1DConfig` refuses.
+        TypeError: likewise.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> layer = fsc.SeparableConv1D(64, 3, padding="same", activation="relu", depthwise_regularizer="l2")
+        >>> x = jnp.ones((8, 100, 12))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, state = layer.apply(variables, x, mutable=["losses"])
+        >>> y.shape, list(state["losses"])
+        ((8, 100, 64), ['depthwise_kernel'])
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.config  # refuses what a config refuses
+
+    @property
+    def config(self) -> SeparableConv1DConfig:
+        """The layer's arguments as a config, under the module's name."""
+        return SeparableConv1DConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(SeparableConv1DConfig)}
+        )
+
+    @nn.compact
+    def __call__(self, x) -> jax.Array:
+        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says."""
+        config = self.config
+        check_param_dtype(config)
+        params = {}
+        for weight in config.weights(check_input(x, config)):
+            initializer = weight.initializer
+            if _probing.value:
+                initializer = _marked(initializer, config)
+            params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
+        y = separable_conv1d(params, x, config)
+        if self.is_mutable_collection("losses") and not self.is_initializing():
+            self._store_losses(config, params, y)
+        return y
+
+    def _store_losses(self, config: SeparableConv1DConfig, params, y) -> None:
+        for weight in config.weights(in_features=1):
+            if config.trainable and weight.regularizer is not None:
+                term = weight.regularizer(params[weight.name])
+                self.sow("losses", weight.name, term, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        if config.activity_regularizer is not None:
+            self.sow("losses", "activity", activity_loss(y, config))
+
+
+SeparableConvolution1D = SeparableConv1D
+"""Keras's other name of the layer."""
+
+
+def layer_configs(model: nn.Module, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
+    """Finds every `SeparableConv1D` in a Linen model, without running the model.
+
+    Args:
+        model: any Linen module: layers may be nested, shared, made in `setup` or in a compact method, and under
+            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`.
+        *args: what `model.init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s.
+        **kwargs: likewise, by name.
+
+    Returns:
+        The config of each layer that `model.init` makes parameters for, by the layer's path in
+        `variables["params"]`, parts joined with `/`; `""` for a model that is itself such a layer. The config of
+        layers stacked by `nn.scan` or `nn.vmap` also says along which axes (`stack_axes`).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import flax_sepconv as fsc
+        >>> model = nn.Sequential([fsc.SeparableConv1D(8, 3), nn.relu, fsc.SeparableConv1D(4, 5)])
+        >>> for path, config in fsc.layer_configs(model, jnp.ones((1, 20, 3))).items():
+        ...     print(path, config)
+        layers_0 SeparableConv1DConfig(filters=8, kernel_size=3, name='layers_0')
+        layers_2 SeparableConv1DConfig(filters=4, kernel_size=5, name='layers_2')
+    """
+    # Only arrays are abstract; a flag such as `train=False` has to stay one.
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
+
+    def init(arrays):
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return model.init(jax.random.key(0), *args, **kwargs)
+
+    with _probing(True):
+        variables = jax.eval_shape(init, arrays)
+    marks = jax.tree_util.tree_leaves_with_path(
+        variables.get("params", {}), is_leaf=lambda leaf: isinstance(leaf, _Mark)
+    )
+    configs = {}
+    for path, mark in marks:
+        if isinstance(mark, _Mark):
+            configs["/".join(step.key for step in path[:-1])] = mark.stacked()
+    return configs
+
+
+# `layer_configs` initializes the model abstractly while this is set, and each layer marks its parameters with its
+# config. The marks travel to the result by the same way as the parameters, so their place in the tree and the axes
+# that transforms add are right by construction. A user context is part of jit's cache key: a model that was traced
+# before under `nn.jit` is traced again.
+_probing = jax.make_user_context(False)
+
+
+class _Mark(struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter that says which layer it is of, and which axes were added around it."""
+
+    value: Any
+    config: SeparableConv1DConfig = struct.field(pytree_node=False)
+    stack_axes: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def unbox(self):
+        return self.value
+
+    def replace_boxed(self, val):
+        return self.replace(value=val)
+
+    def add_axis(self, index, params):
+        return self.replace(stack_axes=(*self.stack_axes, index))
+
+    def remove_axis(self, index, params):
+        return self.replace(stack_axes=self.stack_axes[:-1])
+
+    def stacked(self) -> SeparableConv1DConfig:
+        if not self.stack_axes:
+            return self.config
+        arguments = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        return StackedConfig(**arguments, stack_axes=self.stack_axes)
+
+
+def _marked(initializer, config: SeparableConv1DConfig):
+    return lambda *args: _Mark(initializer(*args), config)

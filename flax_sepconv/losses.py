@@ -1,0 +1,64 @@
+"""The loss terms of a model: what its regularizers add to the data loss, as functions of arrays.
+
+Keras collects these in `layer.losses` behind the user's back; here they are added by hand:
+
+    loss = data_loss + fsc.regularization_loss(params, configs) + fsc.activity_loss(y, config)
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from flax_sepconv._tree import Configs, weights_of
+from flax_sepconv.config import SeparableConv1DConfig
+
+
+def regularization_loss(params, configs: Configs) -> jax.Array:
+    """Sums the weight terms of one layer or of a whole model.
+
+    Args:
+        params: the layer's own dict or, with a mapping, the model's tree of parameters.
+        configs: one config, or the mapping that `layer_configs` returns.
+
+    Returns:
+        A scalar, in float32 or wider: every `*_regularizer` applied to its weight, for each layer of a stack
+        by itself. Layers with `trainable=False` add nothing.
+
+    Raises:
+        ValueError: `params` lacks a layer of `configs`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> config = fsc.SeparableConv1DConfig(2, 3, depthwise_regularizer="l1", use_bias=False)
+        >>> params = {"depthwise_kernel": jnp.ones((3, 1, 1)), "pointwise_kernel": jnp.ones((1, 1, 2))}
+        >>> fsc.regularization_loss(params, config)
+        Array(0.03, dtype=float32)
+    """
+    total = jnp.zeros((), jnp.float32)
+    for leaf, place in weights_of(params, configs):
+        if place is not None and place.config.trainable and place.weight.regularizer is not None:
+            total += jnp.sum(place(place.weight.regularizer, leaf, reduces=True))
+    return total
+
+
+def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
+    """The term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
+
+    Args:
+        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`.
+        config: the layer's arguments.
+
+    Returns:
+        A scalar, in float32 or wider; 0 without `activity_regularizer`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> fsc.activity_loss(jnp.ones((8, 10, 2)), fsc.SeparableConv1DConfig(2, 3, activity_regularizer="l2"))
+        Array(0.2, dtype=float32)
+    """
+    if config.activity_regularizer is None:
+        return jnp.zeros((), jnp.float32)
+    return config.activity_regularizer(y) / max(math.prod(jnp.shape(y)[:-2]), 1)

@@ -1,0 +1,77 @@
+"""The layer's definition in float64 NumPy, and random layers to try it on."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+import flax_sepconv as fsc
+
+
+def depthwise(x, kernel, *, strides=1, padding="valid", dilation_rate=1):
+    """`(batch, length, channels)` and `(size, channels, multiplier)`: the sum that defines the depthwise step."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    batch, length, channels = x.shape
+    size, _, multiplier = kernel.shape
+    reach = (size - 1) * dilation_rate
+    out = -(-length // strides) if padding != "valid" else -(-(length - reach) // strides)
+    low = {
+        "valid": 0,
+        "causal": reach,
+        "same": max((out - 1) * strides + reach + 1 - length, 0) // 2,
+    }[padding]
+    y = np.zeros((batch, out, channels, multiplier))
+    for o in range(out):
+        for k in range(size):
+            t = o * strides + k * dilation_rate - low
+            if 0 <= t < length:
+                y[:, o] += x[:, t, :, None] * kernel[k]
+    return y.reshape(batch, out, channels * multiplier)
+
+
+def separable(params, x, config):
+    """The layer before its activation, in float64, for any batch axes and both data formats."""
+    x = np.asarray(x, np.float64)
+    if config.data_format == "channels_first":
+        x = np.swapaxes(x, -1, -2)
+    geometry = {k: v for k, v in config.geometry.items() if k != "kernel_size"}
+    flat = x.reshape(-1, *x.shape[-2:])
+    y = depthwise(flat, params["depthwise_kernel"], **geometry) @ np.asarray(
+        params["pointwise_kernel"][0], np.float64
+    )
+    if config.use_bias:
+        y += np.asarray(params["bias"], np.float64)
+    y = y.reshape(*x.shape[:-2], *y.shape[-2:])
+    return np.swapaxes(y, -1, -2) if config.data_format == "channels_first" else y
+
+
+@st.composite
+def configs(draw, **fixed):
+    """Configs of every geometry, small enough for the definition's loops."""
+    strides, dilation = draw(
+        st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (5, 1), (1, 2), (1, 3), (1, 7)])
+    )
+    arguments = {
+        "filters": draw(st.integers(1, 5)),
+        "kernel_size": draw(st.integers(1, 6)),
+        "strides": strides,
+        "padding": draw(st.sampled_from(["valid", "same", "causal"])),
+        "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
+        "dilation_rate": dilation,
+        "depth_multiplier": draw(st.integers(1, 3)),
+        "use_bias": draw(st.booleans()),
+        "bias_initializer": "random_normal",
+    }
+    return fsc.SeparableConv1DConfig(**arguments | fixed)
+
+
+@st.composite
+def layers(draw, batch_axes=st.integers(0, 3), **fixed):
+    """A config, parameters and an input that fit each other, as float32 NumPy arrays."""
+    config = draw(configs(**fixed))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    in_features = draw(st.integers(1, 4))
+    shortest = (config.kernel_size - 1) * config.dilation_rate + 1 if config.padding == "valid" else 1
+    length = draw(st.integers(shortest, shortest + 12))
+    batch = [draw(st.integers(1, 3)) for _ in range(draw(batch_axes))]
+    last = (length, in_features) if config.data_format == "channels_last" else (in_features, length)
+    params = {w.name: rng.normal(size=w.shape).astype(np.float32) for w in config.weights(in_features)}
+    return config, params, rng.normal(size=(*batch, *last)).astype(np.float32)

@@ -1,0 +1,232 @@
+"""A config is validated, hashable, short to read, and Keras's own config there and back."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flax_sepconv as fsc
+from tests import reference
+
+Config = fsc.SeparableConv1DConfig
+
+
+def test_sizes_take_what_keras_takes():
+    expected = Config(8, 3, 2)
+    for three, two in [((3,), [2]), ([3], (2,)), (np.int64(3), np.int32(2))]:
+        assert Config(8, three, two) == expected
+        assert hash(Config(8, three, two)) == hash(expected)
+    assert Config(8, 3, padding="Same", data_format="CHANNELS_FIRST") == Config(
+        8, 3, padding="same", data_format="channels_first"
+    )
+
+
+def test_repr_shows_what_differs_from_the_defaults():
+    assert repr(Config(8, 3)) == "SeparableConv1DConfig(filters=8, kernel_size=3)"
+    assert repr(Config(1, 1)) == "SeparableConv1DConfig(filters=1, kernel_size=1)"
+    shown = repr(
+        Config(8, 3, activation="relu", dtype=jnp.bfloat16, precision="high", depthwise_regularizer="l2")
+    )
+    assert shown == (
+        "SeparableConv1DConfig(filters=8, kernel_size=3, activation='relu', "
+        "depthwise_regularizer=L2(), dtype='bfloat16', precision='high')"
+    )
+
+
+def test_a_config_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config(8, 3).filters = 9
+    assert dataclasses.replace(Config(8, 3), filters=9) == Config(9, 3)
+
+
+@settings(max_examples=100)
+@given(reference.configs(), st.integers(0, 40))
+def test_output_length_counts_the_outputs(config, length):
+    x = jax.ShapeDtypeStruct((length, 1), jnp.float32)
+    kernel = np.zeros((config.kernel_size, 1, 1), np.float32)
+    geometry = {k: v for k, v in config.geometry.items() if k != "kernel_size"}
+    array = config.output_length(np.array([length, length]))
+    try:
+        expected = jax.eval_shape(lambda x: fsc.depthwise_conv1d(x, kernel, **geometry), x).shape[0]
+    except ValueError as error:
+        assert "the output would be empty" in str(error)  # noqa: PT017
+        assert array.tolist() == [0, 0]
+        with pytest.raises(ValueError, match="the output would be empty"):
+            config.output_length(length)
+    else:
+        assert config.output_length(length) == expected
+        assert array.tolist() == [expected, expected]
+
+
+def test_output_shape_keeps_what_is_unknown():
+    assert Config(8, 3).output_shape((None, None, 3)) == (None, None, 8)
+    assert Config(8, 3, data_format="channels_first").output_shape([2, 3, 10]) == (2, 8, 8)
+    with pytest.raises(ValueError, match="`input_shape` must have at least a length and channels"):
+        Config(8, 3).output_shape((3,))
+
+
+@settings(max_examples=100)
+@given(
+    reference.configs(),
+    st.sampled_from(["relu", "gelu", "hard_sigmoid", None, "swish"]),
+    st.sampled_from(["he_normal", "orthogonal", "variance_scaling", "truncated_normal"]),
+    st.sampled_from(["l1", "l2", "l1_l2", None]),
+    st.sampled_from(["max_norm", "non_neg", "unit_norm", "min_max_norm", None]),
+    st.sampled_from(
+        [(None, "float32"), ("bfloat16", "float32"), ("float64", "float64"), ("float16", "float16")]
+    ),
+)
+def test_a_config_survives_the_round_trip(config, activation, initializer, regularizer, constraint, dtypes):
+    config = dataclasses.replace(
+        config,
+        activation=activation,
+        depthwise_initializer=initializer,
+        pointwise_regularizer=regularizer,
+        activity_regularizer=regularizer,
+        pointwise_constraint=constraint,
+        dtype=dtypes[0],
+        param_dtype=dtypes[1],
+        trainable=False,
+        name="here",
+    )
+    assert Config.from_config(config.get_config()) == config
+    assert Config.from_config(json.loads(json.dumps(config.get_config()))) == config
+
+
+KERAS_2 = {
+    "name": "separable_conv1d", "trainable": True, "dtype": "float32", "batch_input_shape": (None, None, 3),
+    "filters": 8, "kernel_size": [3], "strides": 2, "padding": "causal", "data_format": "channels_last",
+    "dilation_rate": (1,), "groups": 1, "activation": "hard_sigmoid", "use_bias": True,
+    "kernel_initializer": {"class_name": "GlorotUniform", "config": {"seed": None}}, "kernel_regularizer": None,
+    "kernel_constraint": None, "depth_multiplier": 2,
+    "depthwise_regularizer": {"class_name": "L1L2", "config": {"l1": 0.0, "l2": 0.5}},
+}  # fmt: skip
+
+
+def test_keras_2_configs_keep_keras_2_meaning():
+    config = Config.from_config(KERAS_2)
+    assert config.activation is fsc.activations.hard_sigmoid_keras2
+    assert config.depthwise_regularizer == fsc.regularizers.L1L2(0.0, 0.5)
+    assert (config.strides, config.padding, config.depth_multiplier) == (2, "causal", 2)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype", "param_dtype"),
+    [
+        (None, None, "float32"),
+        ("float32", None, "float32"),
+        ("mixed_bfloat16", "bfloat16", "float32"),
+        (
+            {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "float64"}},
+            "float64",
+            "float64",
+        ),
+        ({"class_name": "Policy", "config": {"name": "mixed_float16"}}, "float16", "float32"),
+    ],
+)
+def test_dtype_policies(policy, dtype, param_dtype):
+    config = Config.from_config({"filters": 8, "kernel_size": 3, "dtype": policy})
+    assert config == Config(8, 3, dtype=dtype, param_dtype=param_dtype)
+
+
+def test_what_keras_cannot_say_is_refused_by_name():
+    for argument in ("activation", "depthwise_initializer", "bias_regularizer", "pointwise_constraint"):
+        with pytest.raises(ValueError, match=f"`{argument}`"):
+            Config(8, 3, **{argument: lambda *args: args[0]}).get_config()
+    with pytest.raises(ValueError, match="`dtype` and `param_dtype` must be equal"):
+        Config(8, 3, dtype="float16", param_dtype="bfloat16").get_config()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"filter": 3},
+            ValueError,
+            "an entry 'filter' that SeparableConv1D does not know. Did you mean 'filters'?",
+        ),
+        ({"groups": 2}, ValueError, "`groups` must be 1 in a separable convolution; got 2"),
+        ({"dtype": "int8"}, ValueError, "`dtype` must be 'float32'"),
+        (
+            {"dtype": {"class_name": "QuantizedDTypePolicy", "config": {}}},
+            ValueError,
+            "got {'class_name': 'Quant",
+        ),
+        (
+            {"dtype": {"class_name": "DTypePolicy", "config": {}}},
+            ValueError,
+            "or the config of such a policy",
+        ),
+        ({"activation": "rleu"}, ValueError, "`activation`"),
+    ],
+)
+def test_from_config_refuses(change, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Config.from_config({"filters": 8, "kernel_size": 3} | change)
+
+
+def test_from_config_refuses_what_is_no_config():
+    with pytest.raises(TypeError, match="`config` must be a mapping"):
+        Config.from_config([8, 3])
+    with pytest.raises(ValueError, match="must have an entry 'kernel_size'; got only"):
+        Config.from_config({"filters": 8})
+
+
+SIZES = ("filters", "kernel_size", "strides", "dilation_rate", "depth_multiplier")
+
+
+@pytest.mark.parametrize("argument", SIZES)
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0, ValueError, "must be at least 1; got 0"),
+        (-2, ValueError, "must be at least 1; got -2"),
+        (1.5, TypeError, "must be an integer; got 1.5"),
+        (2.0, TypeError, "must be an integer; got 2.0"),
+        (True, TypeError, "must be an integer; got True"),
+        ("3", TypeError, "must be an integer; got '3'"),
+        (None, TypeError, "must be an integer; got None"),
+    ],
+)
+def test_sizes_refused(argument, value, error, message):
+    with pytest.raises(error, match=re.escape(f"`{argument}` {message}")):
+        Config(**{"filters": 8, "kernel_size": 3} | {argument: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kernel_size": (3, 3)}, ValueError, "`kernel_size` must be an integer or a sequence of one; got (3, 3)"),
+        ({"strides": []}, ValueError, "`strides` must be an integer or a sequence of one; got []"),
+        ({"padding": "full"}, ValueError, "`padding` must be one of 'valid', 'same', 'causal'; got 'full'"),
+        ({"padding": 1}, TypeError, "`padding` must be one of 'valid', 'same', 'causal'; got 1"),
+        ({"data_format": "NWC"}, ValueError, "`data_format` must be one of 'channels_last', 'channels_first'"),
+        ({"strides": 2, "dilation_rate": 2}, ValueError, "`strides` and `dilation_rate` cannot both differ from 1"),
+        ({"use_bias": 1}, TypeError, "`use_bias` must be True or False; got 1"),
+        ({"trainable": "no"}, TypeError, "`trainable` must be True or False; got 'no'"),
+        ({"name": 3}, TypeError, "`name` must be a string or None; got 3"),
+        ({"dtype": "int32"}, TypeError, "`dtype` must be a floating dtype; got 'int32'"),
+        ({"dtype": "flaot32"}, TypeError, "`dtype` must be a floating dtype; got 'flaot32'"),
+        ({"param_dtype": None}, TypeError, "`param_dtype` must be a floating dtype; got None"),
+        ({"precision": "best"}, ValueError, "`precision` must be None, 'default', 'high', 'highest'"),
+        ({"implementation": "cudnn"}, ValueError, "`implementation` must be one of"),
+        ({"activation": "rleu"}, ValueError, "`activation`"),
+        ({"depthwise_initializer": "glorot"}, ValueError, "`depthwise_initializer`"),
+        ({"bias_initializer": None}, TypeError, "`bias_initializer` must be a name"),
+        ({"pointwise_regularizer": "l3"}, ValueError, "`pointwise_regularizer`"),
+        ({"bias_constraint": "nonpos"}, ValueError, "`bias_constraint`"),
+        ({"depthwise_initializer": "identity"}, ValueError, "`depthwise_initializer` cannot be used in this layer"),
+        ({"bias_initializer": "orthogonal"}, ValueError, "`bias_initializer` cannot be used in this layer"),
+        ({"depthwise_regularizer": "orthogonal_regularizer"}, ValueError, "`depthwise_regularizer`"),
+        ({"bias_constraint": fsc.constraints.MaxNorm(2, axis=1)}, ValueError, "`bias_constraint`"),
+    ],
+)  # fmt: skip
+def test_refusals(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Config(**{"filters": 8, "kernel_size": 3} | arguments)

@@ -1,0 +1,180 @@
+"""After an update the weights are the projection of where the optimizer would have gone, in any chain."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flax_sepconv as fsc
+
+CONFIG = fsc.SeparableConv1DConfig(
+    4,
+    3,
+    depthwise_constraint="unit_norm",
+    pointwise_constraint=fsc.constraints.MaxNorm(0.5),
+    bias_constraint="non_neg",
+)
+PARAMS = fsc.init_params(jax.random.key(0), 3, CONFIG)
+CONSTRAINTS = {w.name: w.constraint for w in CONFIG.weights(3)}
+
+
+def gradients(seed=1, like=PARAMS):
+    keys = dict(zip(like, jax.random.split(jax.random.key(seed), len(like)), strict=True))
+    return {k: jax.random.normal(keys[k], v.shape, v.dtype) for k, v in like.items()}
+
+
+def project(params):
+    return {k: CONSTRAINTS[k](v) for k, v in params.items()}
+
+
+def assert_trees_close(a, b, tolerance=1e-6):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance), a, b)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**31), st.floats(1e-3, 1e3), st.sampled_from(["float32", "bfloat16"]))
+def test_the_result_is_the_projection_of_the_step(seed, rate, dtype):
+    params = jax.tree.map(lambda a: a.astype(dtype), PARAMS)
+    optimizer = optax.chain(optax.sgd(rate), fsc.constrain(CONFIG))
+    grads = gradients(seed, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    got = optax.apply_updates(params, updates)
+    step = optax.apply_updates(params, jax.tree.map(lambda g: -jnp.asarray(rate, g.dtype) * g, grads))
+    expected = project(step)
+    eps = (
+        4
+        * float(jnp.finfo(dtype).eps)
+        * max(float(abs(leaf).max()) for leaf in jax.tree.leaves([step, params]))
+    )
+    assert_trees_close(
+        jax.tree.map(lambda a: a.astype("float32"), got),
+        jax.tree.map(lambda a: a.astype("float32"), expected),
+        eps,
+    )
+    np.testing.assert_array_equal(got["bias"].astype("float32"), expected["bias"].astype("float32"))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {dtype}
+
+
+def run(optimizer, steps=4, params=PARAMS):
+    state = optimizer.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.copy, params)
+    for seed in range(steps):
+        params, state = step(params, state, gradients(seed))
+    return params
+
+
+EXPECTED = run(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.inject_hyperparams(lambda rate: optax.chain(optax.sgd(rate), fsc.constrain(CONFIG)))(rate=0.3),
+        optax.apply_if_finite(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), 3),
+        optax.masked(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), dict.fromkeys(PARAMS, True)),
+        optax.partition(
+            {"all": optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG))}, dict.fromkeys(PARAMS, "all")
+        ),
+        optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG), fsc.freeze(CONFIG)),
+        optax.named_chain(("sgd", optax.sgd(0.3)), ("constrain", fsc.constrain(CONFIG))),
+        optax.chain(optax.sgd(0.3), fsc.constrain({"": CONFIG})),
+    ],
+)
+def test_inside_other_transforms(optimizer):
+    assert_trees_close(run(optimizer), EXPECTED)
+
+
+def test_multi_steps_project_at_each_full_step():
+    optimizer = optax.MultiSteps(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), 2)
+    grads = [jax.tree.map(lambda *g: sum(g) / 2, gradients(i), gradients(i + 1)) for i in (0, 2)]
+    expected = PARAMS
+    for g in grads:
+        expected = project(jax.tree.map(lambda p, g: p - 0.3 * g, expected, g))
+    assert_trees_close(run(optimizer), expected)
+
+
+def test_masked_weights_are_left_alone():
+    mask = {"depthwise_kernel": False, "pointwise_kernel": True, "bias": True}
+    got = run(optax.chain(optax.sgd(0.3), optax.masked(fsc.constrain(CONFIG), mask)))
+    free = run(optax.sgd(0.3))
+    assert_trees_close(got, EXPECTED | {"depthwise_kernel": free["depthwise_kernel"]})
+
+
+def test_partitions_may_hold_part_of_a_layer():
+    chains = {"a": optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), "b": optax.sgd(0.3)}
+    got = run(optax.partition(chains, {"depthwise_kernel": "b", "pointwise_kernel": "a", "bias": "a"}))
+    free = run(optax.sgd(0.3))
+    assert_trees_close(got, EXPECTED | {"depthwise_kernel": free["depthwise_kernel"]})
+
+
+def test_apply_if_finite_keeps_the_weights_at_a_nan():
+    optimizer = optax.apply_if_finite(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), 3)
+    bad = jax.tree.map(lambda a: a * jnp.nan, PARAMS)
+    updates, _ = optimizer.update(bad, optimizer.init(PARAMS), PARAMS)
+    assert_trees_close(optax.apply_updates(PARAMS, updates), PARAMS)
+
+
+def test_train_state():
+    tx = optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG))
+    state = TrainState.create(apply_fn=fsc.separable_conv1d, params=PARAMS, tx=tx)
+    for seed in range(4):
+        state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, gradients(seed))
+    assert_trees_close(state.params, EXPECTED)
+
+
+def test_updates_keep_their_dtype():
+    params = jax.tree.map(lambda a: a.astype("bfloat16"), PARAMS)
+    for dtype in ("float32", "bfloat16"):
+        updates, _ = fsc.constrain(CONFIG).update(
+            jax.tree.map(lambda g: g.astype(dtype), gradients()), optax.EmptyState(), params
+        )
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {dtype}
+
+
+def test_freeze_stops_weight_decay_and_momentum():
+    frozen = fsc.SeparableConv1DConfig(4, 3, trainable=False, bias_constraint="non_neg")
+    model = {"frozen": {**PARAMS, "bias": -jnp.ones(4)}, "free": PARAMS}
+    configs = {"frozen": frozen, "free": CONFIG}
+    optimizer = optax.chain(optax.adamw(0.1, weight_decay=0.5), fsc.constrain(configs), fsc.freeze(configs))
+    state, params = optimizer.init(model), model
+    for seed in range(3):
+        grads = {name: gradients(seed) for name in model}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_trees_close(params["frozen"], model["frozen"], 0)
+    assert all((params["free"][k] != PARAMS[k]).any() for k in PARAMS)
+
+
+def test_a_negative_zero_and_untouched_entries_keep_their_bits():
+    config = fsc.SeparableConv1DConfig(4, 3, bias_constraint="non_neg")
+    params = PARAMS | {"bias": jnp.array([1e8, 1e-8, 1.0, 0.0])}
+    grads = jax.tree.map(jnp.zeros_like, params) | {"bias": jnp.array([3.3e-9, 1e-9, 2.0, -0.1])}
+    step = jax.tree.map(lambda p, g: p - g, params, grads)
+    updates, _ = fsc.constrain(config).update(jax.tree.map(jnp.negative, grads), optax.EmptyState(), params)
+    got = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(got["bias"], jnp.maximum(step["bias"], 0))
+
+
+def test_refusals():
+    transform = fsc.constrain(CONFIG)
+    with pytest.raises(ValueError, match=r"`constrain` needs `params`: .* got None"):
+        transform.update(gradients(), transform.init(PARAMS))
+    with pytest.raises(ValueError, match="`params` must hold 'conv/depthwise_kernel'"):
+        fsc.constrain({"conv": CONFIG}).init(PARAMS)
+    with pytest.raises(ValueError, match="`params` must hold 'conv/depthwise_kernel'"):
+        fsc.freeze({"conv": CONFIG}).init(PARAMS)
+    bad = fsc.SeparableConv1DConfig(4, 3, pointwise_constraint=lambda w: w[0])
+    with pytest.raises(ValueError, match=r"constraint of `pointwise_kernel` must keep the shape \(1, 3, 4\)"):
+        fsc.constrain(bad).update(gradients(), optax.EmptyState(), PARAMS)
