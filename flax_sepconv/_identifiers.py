@@ -28,8 +28,8 @@ class Family:
     Attributes:
         wanted: what would do, for messages.
         classes: the classes of ours that Keras 3 has too.
-        makers: what makes an object, by each name that Keras knows it by. A maker's parameters are the entries
-            that a config may have.
+        makers: what makes an object, by each name that Keras knows it by. Its parameters are the entries that
+            a config may have.
         functions: what is itself the object, by name.
         refused: names that Keras knows and this library cannot serve, each with the reason.
         ignored: entries of a config that mean nothing here.
@@ -67,6 +67,8 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
         return _make(identifier.__name__.removesuffix("_v2"), {}, family, argument)
     if isinstance(identifier, type):
         identifier = identifier()
+    if isinstance(identifier, KerasObject) and identifier.keras_module != family.classes[0].keras_module:
+        raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
     if not callable(identifier):
         raise TypeError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
     try:
@@ -94,8 +96,8 @@ def to_config(obj: Any, family: Family, argument: str) -> dict[str, Any]:
         name = getattr(obj, "__name__", "").removesuffix("_keras2")
         hint = f" (its {name!r} is another function)" if name in family.functions else ""
         raise ValueError(
-            f"`{argument}` is {shown(obj)}, which Keras 3 has no name for{hint}, so it cannot be written to a "
-            "config. Use one that has a name, or pass the callable again where the config is read."
+            f"`{argument}` is {shown(obj)}, which Keras 3 has no name for{hint}, so it cannot be written to "
+            "a config. Use one that has a name, or pass the callable again where the config is read."
         )
     return {
         "module": obj.keras_module,
@@ -114,7 +116,7 @@ def names_of(classes: Iterable[type]) -> dict[str, type]:
 def is_keras(identifier: Any) -> bool:
     """Whether this is an object, class or activation function of Keras or TensorFlow itself.
 
-    Told by its module, so that Keras need not be imported. A user's subclass of Keras's classes is the user's.
+    Told by its module, so that Keras need not be imported. A user's subclass of Keras's is the user's own.
     Functions of `keras.ops` are left alone: on Keras's JAX backend they take JAX's arrays, and some of them
     differ from the activations of the same name.
     """
@@ -143,15 +145,16 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
     maker = family.makers[name]
     entries = {key: value for key, value in entries.items() if key not in family.ignored}
+    accepted = inspect.signature(maker).parameters
     for key in entries:
-        accepted = inspect.signature(maker).parameters
         if key not in accepted:
             hint = _did_you_mean(str(key), accepted) if accepted else " It takes none."
             raise ValueError(f"`{argument}`: {name!r} has no argument {shown(key)}.{hint}")
     try:
         return maker(**entries)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"`{argument}`: {error}") from None
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"`{argument}`: {error}") from None
 
 
 _CONFIG_KEYS = ("module", "class_name", "config", "registered_name")

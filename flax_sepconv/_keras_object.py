@@ -5,8 +5,8 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,22 @@ class KerasObject(abc.ABC):
     """Where Keras 3 keeps the class of the same name."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            (check,) = field.type.__metadata__  # pyright: ignore[reportAttributeAccessIssue]
+        for field in self._fields():
+            (check,) = field.type.__metadata__
             value = check(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
     def __repr__(self):
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        shown = (f for f in fields if getattr(self, f.name) != f.default)
-        parts = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in shown)
+        given = (field.name for field in self._fields() if getattr(self, field.name) != field.default)
+        parts = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
         return f"{type(self).__name__}({parts})"
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make this object again, ready for JSON."""
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        return {f.name: _plain(getattr(self, f.name)) for f in fields}
+        return {field.name: _plain(getattr(self, field.name)) for field in self._fields()}
+
+    def _fields(self) -> tuple[Any, ...]:
+        return dataclasses.fields(cast(Any, self))
 
 
 def _plain(value: Any) -> Any:
@@ -55,19 +56,17 @@ def shown(value: Any) -> str:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number as Python's int or float. Arrays without axes count: Keras 2 has them in its configs."""
+    """A finite number as Python's int or float; arrays without axes count, as Keras 2 puts them in configs."""
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number; got {shown(value)}.")
     try:
-        value = value if isinstance(value, int) else float(value)
-        finite = math.isfinite(value)
-    except OverflowError:  # of an integer that no float can hold
-        finite = False
-    if not finite:
-        raise ValueError(f"`{name}` must be a finite number; got {shown(value)}.")
-    return value
+        if math.isfinite(value):
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except OverflowError:  # an integer that no float can hold
+        pass
+    raise ValueError(f"`{name}` must be a finite number; got {shown(value)}.")
 
 
 def non_negative(name: str, value: Any) -> float:
@@ -103,6 +102,27 @@ def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(integer(name, each) for each in value)
     return integer(name, value)
+
+
+def values(name: str, value: Any) -> Any:
+    """A finite number, or an array of them as nested tuples."""
+    if isinstance(value, Mapping) and value.get("class_name") in ("__numpy__", "__tensor__"):
+        entries = value.get("config")  # an array, as Keras writes it
+        value = entries.get("value") if isinstance(entries, Mapping) else None
+    if not isinstance(value, list | tuple) and not getattr(value, "ndim", 0):
+        return number(name, value)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise ValueError
+    except ValueError:  # also of a ragged sequence
+        message = f"`{name}` must be a number or an array of finite numbers; got {shown(value)}."
+        raise ValueError(message) from None
+    return _as_tuples(array.tolist())
+
+
+def _as_tuples(nested: Any) -> Any:
+    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
 
 
 def one_of(*options: str | bool | None) -> Callable[[str, Any], Any]:

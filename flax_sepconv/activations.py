@@ -85,13 +85,13 @@ def relu(
 
 def leaky_relu(x: jax.Array, negative_slope: float = 0.2) -> jax.Array:
     """`x` where positive, `negative_slope * x` elsewhere."""
-    # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. It matters:
-    # where a padded sequence meets a zero bias, the layer's output is exactly zero.
+    # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. It
+    # matters: where a padded sequence meets a zero bias, what comes here is exactly zero.
     return jnp.where(x > 0, x, negative_slope * x)
 
 
 def selu(x: jax.Array) -> jax.Array:
-    """`scale * (x where positive, alpha * (exp(x) - 1) elsewhere)`, with Klambauer et al.'s (2017) constants."""
+    """`scale * x` where positive, `scale * alpha * (exp(x) - 1)` elsewhere: Klambauer et al. (2017)."""
     # At zero the slope is the positive side's, as in TensorFlow; `jax.nn` takes the negative side's.
     scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
     return scale * jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
@@ -104,7 +104,8 @@ def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
 
 def hard_sigmoid_keras2(x: jax.Array) -> jax.Array:
     """`clip(0.2 * x + 0.5, 0, 1)`, which Keras 2 calls `hard_sigmoid` and Keras 3 has no name for."""
-    return jnp.clip(0.2 * x + 0.5, 0, 1)
+    y = 0.2 * x + 0.5
+    return jnp.where(y < 0, 0, jnp.where(y > 1, 1, y))  # TensorFlow's slope in the corners, unlike `jnp.clip`
 
 
 def hard_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
@@ -129,6 +130,9 @@ def threshold(x: jax.Array, threshold: float, default_value: float) -> jax.Array
 
 def sparsemax(x: jax.Array, axis: int = -1) -> jax.Array:
     """The nearest point of the probability simplex, along one axis.
+
+    Keras up to 3.15 takes too large a threshold where more than one entry is above it, and the result does not
+    sum to 1 (keras-team/keras#23425, mended since). This is the function as Keras documents it.
 
     Args:
         x: an array.
@@ -311,7 +315,8 @@ def get(identifier: Any, *, argument: str = "activation", keras2: bool = False) 
 
     Args:
         identifier: any name that Keras 3 or TF 2.0 knows, the config of a function or an activation layer of
-            either, such a function or layer itself, any hashable callable `x -> y` (kept as it is), or `None`.
+            either, such a function or layer itself, any hashable callable `x -> y` (kept as it is), or
+            `None`.
         argument: what messages call it.
         keras2: whether `"hard_sigmoid"` is meant as Keras 2 means it. Its own objects always are.
 
@@ -343,8 +348,8 @@ def serialize(activation: Any, *, argument: str = "activation") -> str | dict[st
         argument: what messages call it.
 
     Returns:
-        A name, or the config of an activation layer (without Keras's `name`, `trainable` and `dtype`, which it
-        does not need to make the layer again).
+        A name, or the config of an activation layer, without the `name`, `trainable` and `dtype` that Keras
+        adds and does not need.
 
     Raises:
         ValueError: a callable that Keras has no name for.

@@ -118,8 +118,8 @@ class MinMaxNorm(Constraint):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> print(MinMaxNorm(max_value=1.0, rate=0.5)(jnp.array([3.0, 4.0])).round(3))
-        [1.8 2.4]
+        >>> print(MinMaxNorm(max_value=1.0, rate=0.5)(jnp.array([0.0, 8.0])).round(3))
+        [0.  4.5]
     """
 
     min_value: Number = 0.0
@@ -162,8 +162,8 @@ def get(identifier: Any, *, argument: str = "constraint") -> Any:
     """The constraint that a name, a Keras config, an object or a callable stands for.
 
     Args:
-        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this module
-            or of Keras, any hashable callable `w -> w` (kept as it is), or `None`.
+        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
+            module or of Keras, any hashable callable `w -> w` (kept as it is), or `None`.
         argument: what messages call it.
 
     Returns:

@@ -4,7 +4,7 @@
 | --- | --- |
 | `Zeros`, `Ones`, `Constant(value)` | the same everywhere, or those of an array |
 | `RandomNormal`, `RandomUniform`, `TruncatedNormal` | a fixed distribution; truncation is at 2 deviations |
-| `VarianceScaling`, `Glorot*`, `He*`, `Lecun*` | zero mean, variance `scale / n`, `n` the fan in, out or mean |
+| `VarianceScaling`, `Glorot*`, `He*`, `Lecun*` | zero mean, variance `scale / n`, `n` a fan or their mean |
 | `Orthogonal` | orthonormal columns, or rows, of the array as a matrix of its last axis |
 | `Identity` | a matrix; no weight of this layer is one |
 | `STFT` | the real or imaginary part of windowed Fourier atoms; for one input channel |
@@ -13,8 +13,8 @@ Every class has Keras's lower-case name as well. The fans of a kernel `(*window,
 times the window's size; those of a bias are its length.
 
 A `seed` makes an initializer deterministic, as in Keras: it gives the same values at each call, drawn from
-`jax.random.key(seed % 2**32)` instead of from the key it is called with. The values are JAX's, not Keras's: equal in
-distribution. Half-precision arrays are drawn in float32 and rounded once.
+`jax.random.key(seed % 2**32)` instead of from the key it is called with. The values are JAX's, not Keras's,
+and equal to those in distribution. Half-precision arrays are drawn in float32 and rounded once.
 """
 
 import abc
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_sepconv import _stft
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
 from flax_sepconv._keras_object import (
     Axes,
@@ -35,9 +36,8 @@ from flax_sepconv._keras_object import (
     Positive,
     check_axes,
     integer,
-    number,
     one_of,
-    shown,
+    values,
 )
 
 
@@ -80,50 +80,11 @@ def _seed(name: str, value: Any) -> int | None:
     return None if value is None else integer(name, value)
 
 
-def _constant(name: str, value: Any) -> Any:
-    """A number, or an array of them as nested tuples."""
-    if isinstance(value, Mapping) and value.get("class_name") in ("__numpy__", "__tensor__"):
-        value = dict(value.get("config") or {}).get("value")  # an array, as Keras writes it
-    if not isinstance(value, list | tuple) and np.ndim(value) == 0:
-        return number(name, value)
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-            raise ValueError
-    except ValueError:  # also of a ragged sequence
-        raise ValueError(
-            f"`{name}` must be a number or an array of finite numbers; got {shown(value)}."
-        ) from None
-    return _as_tuples(array.tolist())
-
-
-def _as_tuples(nested: Any) -> Any:
-    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
-
-
 def _distribution(name: str, value: Any) -> str:
     lowered = value.lower() if isinstance(value, str) else value
     if lowered == "normal":  # TF 1's name of it
         return "truncated_normal"
     return one_of("truncated_normal", "untruncated_normal", "uniform")(name, lowered)
-
-
-def _window(name: str, value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            _scipy_window(value, 1, False)
-        except ValueError as error:
-            raise ValueError(
-                f"`{name}` must be a window of scipy.signal; got {shown(value)}: {error}"
-            ) from None
-        return value
-    return None if value is None else _constant(name, value)
-
-
-def _scipy_window(name: str, length: int, periodic: bool) -> np.ndarray:
-    from scipy import signal  # comes with JAX; slow to import
-
-    return signal.get_window(name, length, periodic)
 
 
 Seed = Annotated[int | None, _seed]
@@ -161,7 +122,7 @@ class Constant(Initializer):
          [1. 2.]]
     """
 
-    value: Annotated[Any, _constant] = 0.0
+    value: Annotated[Any, values] = 0.0
 
     def _values(self, key, shape, dtype):
         value = np.asarray(self.value)
@@ -192,43 +153,26 @@ class Identity(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class STFT(Initializer):
-    """Fourier atoms `cos` or `sin(-2 pi t f / (2 (frequencies - 1)))` under a window.
+    """Fourier atoms under a window, as a short-time Fourier transform correlates with them.
 
-    Makes kernels `(window length, 1, frequencies)`, which in a `SeparableConv1D` is the depthwise kernel of a
-    single input channel.
+    Makes kernels `(times, 1, frequencies)`, which in a `SeparableConv1D` is the depthwise kernel of a single
+    input channel.
 
     Args:
         side: `"real"` (cosines) or `"imag"` (sines).
         window: a window of `scipy.signal`, its values, or `None`.
-        scaling: `"density"` divides by the window's Euclidean norm, `"spectrum"` by its sum, `None` by nothing.
+        scaling: `"density"` divides by the window's Euclidean norm, `"spectrum"` by its sum; or `None`.
         periodic: whether a named window is periodic, not symmetric.
     """
 
     side: Annotated[str, one_of("real", "imag")] = "real"
-    window: Annotated[Any, _window] = "hann"
+    window: Annotated[Any, _stft.window] = "hann"
     scaling: Annotated[str | None, one_of("density", "spectrum", None)] = "density"
     periodic: Annotated[bool, one_of(False, True)] = False
 
     def _values(self, key, shape, dtype):
-        if len(shape) != 3 or shape[1] != 1 or shape[2] < 2:
-            raise ValueError(f"`STFT` must be given a shape (window length, 1, 2 or more); got {shape}.")
-        length, _, frequencies = shape
-        phase = -np.pi * np.outer(np.arange(length), np.arange(frequencies)) / (frequencies - 1)
-        atoms = np.cos(phase) if self.side == "real" else np.sin(phase)
-        if self.window is not None:
-            named = isinstance(self.window, str)
-            window = _scipy_window(self.window, length, self.periodic) if named else np.asarray(self.window)
-            if window.shape != (length,):
-                raise ValueError(
-                    f"`window` must have the kernel's length {length}; got shape {window.shape}."
-                )
-            norms = {
-                "density": np.sqrt(np.sum(window**2)),
-                "spectrum": np.sum(np.abs(window)),
-                None: 1.0,
-            }
-            atoms *= window[:, None] / norms[self.scaling]
-        return jnp.asarray(atoms[:, None, :], dtype)
+        kernel = _stft.atoms(shape, self.side, self.window, self.scaling, self.periodic)
+        return jnp.asarray(kernel, dtype)
 
 
 # ---- Fixed distributions ----------------------------------------------------------------------------------
@@ -446,8 +390,8 @@ _NAMES = names_of(_CLASSES)
 _BASE = "it is Keras's base class and makes nothing."
 
 _FAMILY = Family(
-    wanted="a name such as 'glorot_uniform', a Keras config, an initializer (`Constant(values)` for an array) or "
-    "a callable `init(key, shape, dtype) -> array`",
+    wanted="a name such as 'glorot_uniform', a Keras config, an initializer (`Constant(values)` for given "
+    "values) or a callable `init(key, shape, dtype) -> array`",
     classes=_CLASSES,
     makers=_NAMES
     # TensorFlow 2 told its classes from version 1's by a suffix.
@@ -467,8 +411,8 @@ def get(identifier: Any, *, argument: str = "initializer") -> Any:
     """The initializer that a name, a Keras config, an object or a callable stands for.
 
     Args:
-        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this module
-            or of Keras, any hashable callable with JAX's signature (kept as it is), or `None`.
+        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
+            module or of Keras, any hashable callable with JAX's signature (kept as it is), or `None`.
         argument: what messages call it.
 
     Returns:

@@ -137,8 +137,8 @@ class OrthogonalRegularizer(Regularizer):
             raise ValueError(
                 f"`OrthogonalRegularizer` must be given at least two {self.mode}; got shape {jnp.shape(w)}."
             )
-        # Keras's bound keeps a row of zeros at zero.
-        rows = rows * jnp.minimum(jax.lax.rsqrt(jnp.sum(rows**2, axis=1, keepdims=True)), 1e7)
+        # Keras's bound on the norm, 1e-7, keeps a row of zeros at zero.
+        rows = rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, axis=1, keepdims=True), 1e-14))
         cosines = jnp.abs(jnp.matmul(rows, rows.T, precision="highest"))
         pairs = size * (size - 1)  # each pair counts twice, here and in the sum
         return self.factor * jnp.sum(cosines * (1 - jnp.eye(size, dtype=rows.dtype))) / pairs
@@ -178,8 +178,8 @@ def get(identifier: Any, *, argument: str = "regularizer") -> Any:
     """The regularizer that a name, a Keras config, an object or a callable stands for.
 
     Args:
-        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this module
-            or of Keras, any hashable callable `w -> scalar` (kept as it is), or `None`.
+        identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
+            module or of Keras, any hashable callable `w -> scalar` (kept as it is), or `None`.
         argument: what messages call it.
 
     Returns:

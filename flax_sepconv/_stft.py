@@ -1,0 +1,56 @@
+"""The kernels of Keras's `STFT` initializer: windowed Fourier atoms, one a frequency."""
+
+from typing import Any
+
+import numpy as np
+
+from flax_sepconv._keras_object import shown, values
+
+
+def window(name: str, value: Any) -> str | tuple[float, ...] | None:
+    """Checks a window: the name of one of `scipy.signal`'s, its values, or `None`."""
+    if isinstance(value, str):
+        try:
+            _named(value, 1, False)
+        except ValueError:
+            raise ValueError(
+                f"`{name}` must be a window that scipy.signal knows; got {shown(value)}."
+            ) from None
+        return value
+    return None if value is None else values(name, value)
+
+
+def atoms(shape: tuple[int, ...], side: str, window: Any, scaling: str | None, periodic: bool) -> np.ndarray:
+    """`cos` or `sin(-pi t f / (frequencies - 1))`, windowed, at times `t` and frequencies `f`.
+
+    Args:
+        shape: `(times, 1, frequencies)`.
+        side: `"real"` (cosines) or `"imag"` (sines).
+        window: what the check of that name gave.
+        scaling: `"density"` divides by the window's Euclidean norm, `"spectrum"` by its sum; or `None`.
+        periodic: whether a named window is periodic, not symmetric.
+
+    Raises:
+        ValueError: another shape, or a window that is of another length or zero.
+    """
+    # Keras divides zero by zero where there is one frequency, and cannot use a kernel of several channels.
+    if len(shape) != 3 or shape[1] != 1 or shape[2] < 2:
+        raise ValueError(
+            f"`STFT` must be given a shape (times, 1, frequencies), with two or more; got {shape}."
+        )
+    times, _, frequencies = shape
+    phase = -np.pi * np.outer(np.arange(times), np.arange(frequencies)) / (frequencies - 1)
+    kernel = np.cos(phase) if side == "real" else np.sin(phase)
+    if window is None:
+        return kernel.reshape(shape)
+    weights = _named(window, times, periodic) if isinstance(window, str) else np.asarray(window, float)
+    if weights.shape != (times,) or not weights.any():
+        raise ValueError(f"`window` must have {times} values, not all zero; got {shown(window)}.")
+    scale = {"density": np.linalg.norm(weights), "spectrum": np.abs(weights).sum(), None: 1.0}[scaling]
+    return (kernel * weights[:, None] / scale).reshape(shape)
+
+
+def _named(name: str, times: int, periodic: bool) -> np.ndarray:
+    from scipy import signal  # comes with JAX; slow to import, and rarely needed
+
+    return np.asarray(signal.get_window(name, times, periodic))
