@@ -30,6 +30,7 @@ class Family:
         classes: the classes of ours that Keras 3 has too.
         makers: what makes an object, by each name that Keras knows it by. Its parameters are the entries that
             a config may have.
+        aliases: makers by older names, which are understood but not proposed.
         functions: what is itself the object, by name.
         refused: names that Keras knows and this library cannot serve, each with the reason.
         ignored: entries of a config that mean nothing here.
@@ -38,6 +39,7 @@ class Family:
     wanted: str
     classes: tuple[type[KerasObject], ...]
     makers: Mapping[str, Callable[..., Any]]
+    aliases: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     functions: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
@@ -140,10 +142,10 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
         raise ValueError(f"`{argument}` cannot be {name!r}: {family.refused[name]}")
     if name in family.functions and not entries:
         return family.functions[name]
-    if name not in family.makers:
+    maker = family.makers.get(name) or family.aliases.get(name)
+    if maker is None:
         hint = _did_you_mean(name, [*family.makers, *family.functions])
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
-    maker = family.makers[name]
     entries = {key: value for key, value in entries.items() if key not in family.ignored}
     accepted = inspect.signature(maker).parameters
     for key in entries:
@@ -193,9 +195,15 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
 
 def _did_you_mean(name: str, known) -> str:
     """A hint with the nearest known names, or with all of them where none is near."""
-    # Sorted, the lower-case name of a class replaces the class's own where they differ in case only.
-    by_lower_case = {each.lower(): each for each in sorted(known)}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    # Of names that differ in case and underscores only, such as a class's two, the snake-case one remains.
+    by_letters = {
+        _letters(each): each for each in sorted(known, key=lambda each: (each.islower(), len(each)))
+    }
+    near = difflib.get_close_matches(_letters(name), by_letters, n=3, cutoff=0.5)
     if near:
-        return f" Did you mean {' or '.join(repr(by_lower_case[each]) for each in near)}?"
-    return f" Known are {', '.join(map(repr, by_lower_case.values()))}."
+        return f" Did you mean {' or '.join(repr(by_letters[each]) for each in near)}?"
+    return f" Known are {', '.join(map(repr, sorted(by_letters.values())))}."
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()

@@ -148,7 +148,8 @@ _CLASSES = (MaxNorm, NonNeg, UnitNorm, MinMaxNorm)
 _FAMILY = Family(
     wanted="None, a name such as 'max_norm', a Keras config, a constraint or a callable `w -> w`",
     classes=_CLASSES,
-    makers=names_of(_CLASSES) | {"maxnorm": MaxNorm, "nonneg": NonNeg, "unitnorm": UnitNorm},
+    makers=names_of(_CLASSES),
+    aliases={"maxnorm": MaxNorm, "nonneg": NonNeg, "unitnorm": UnitNorm},
     refused={
         "RadialConstraint": _RADIAL,
         "radial_constraint": _RADIAL,

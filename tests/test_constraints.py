@@ -124,7 +124,11 @@ def test_axes_are_written_as_lists():
         (lambda: UnitNorm(0.5), TypeError, "`axis` must be an integer; got 0.5."),
         (lambda: UnitNorm(True), TypeError, "`axis` must be an integer; got True."),
         (lambda: UnitNorm("01"), TypeError, "`axis` must be an integer; got '01'."),
-        (lambda: UnitNorm(3)(jnp.ones((2, 2, 2))), ValueError, "`axis` must be within an array of 3 axes; got 3."),
+        (
+            lambda: UnitNorm(3)(jnp.ones((2, 2, 2))),
+            ValueError,
+            "`axis` must be within an array of 3 axes; got 3.",
+        ),
         (
             lambda: MaxNorm(2, (0, 1))(jnp.ones(2)),
             ValueError,

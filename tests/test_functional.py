@@ -126,7 +126,7 @@ def test_float64_when_enabled():
         y = fsc.separable_conv1d(params, jnp.asarray(X, "float64"), config)
         assert y.dtype == "float64"
         assert_close(y, reference.separable(params, X, config), 1e-14)
-    with pytest.raises(ValueError, match="`param_dtype` float64 needs .*jax_enable_x64"):
+    with pytest.raises(ValueError, match=r"`param_dtype` float64 needs .*jax_enable_x64"):
         fsc.init_params(jax.random.key(0), 3, config)
 
 

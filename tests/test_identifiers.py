@@ -85,7 +85,9 @@ def test_callables_are_kept_and_cannot_be_written(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_cannot_be_hashed_is_refused(module):
-    with pytest.raises(TypeError, match=r"`part` must be hashable, for a layer's config is; got Unhashable\(\)"):
+    with pytest.raises(
+        TypeError, match=r"`part` must be hashable, for a layer's config is; got Unhashable\(\)"
+    ):
         module.get(Unhashable(), argument="part")
 
 
@@ -133,7 +135,11 @@ REFUSED_CONFIGS = [
     ({"class_name": 3, "config": {}}, TypeError, "a config must have a 'class_name' and a 'config'"),
     ({"class_name": "L2", "config": [0.1]}, TypeError, "a config must have a 'class_name' and a 'config'"),
     ({"class_name": "L2", "l2": 0.1}, ValueError, "got a config with the entry 'l2'"),
-    ({"class_name": "L2", "config": {"l1": 0.1}}, ValueError, "'L2' has no argument 'l1'. Did you mean 'l2'?"),
+    (
+        {"class_name": "L2", "config": {"l1": 0.1}},
+        ValueError,
+        "'L2' has no argument 'l1'. Did you mean 'l2'?",
+    ),
     ({"class_name": "L2", "config": {"l2": "a lot"}}, TypeError, "`l2` must be a number; got 'a lot'."),
     ({"class_name": "L2", "config": {"l2": True}}, TypeError, "`l2` must be a number; got True."),
     ({"class_name": "L2", "config": {"l2": -0.5}}, ValueError, "`l2` must be at least 0; got -0.5."),
@@ -141,7 +147,11 @@ REFUSED_CONFIGS = [
     ({"class_name": "L2", "config": {"l2": 10**400}}, ValueError, "`l2` must be a finite number; got 1000"),
     ({"class_name": "mine>L2", "config": {}}, ValueError, "got 'mine>L2'. Did you mean 'l2'?"),
     ({"class_name": "L2", "config": {}, "registered_name": "mine>L2"}, ValueError, "the config of 'mine>L2'"),
-    ({"class_name": "L2", "config": {}, "module": "mine"}, ValueError, "the config of 'L2', which is not Keras's"),
+    (
+        {"class_name": "L2", "config": {}, "module": "mine"},
+        ValueError,
+        "the config of 'L2', which is not Keras's",
+    ),
     ({"class_name": "L2", "config": {}, "module": None}, ValueError, "Pass the callable itself."),
     ({"class_name": "function", "config": "os.system"}, ValueError, "got 'os.system'. Known are 'l1',"),
     ({"class_name": "function", "config": {"x": 1}}, TypeError, "a config must have a 'class_name'"),
@@ -159,22 +169,32 @@ def test_keras_own_bookkeeping_is_left_out():
     assert regularizers.get({"class_name": "L2", "config": {"l2": 0.5}} | extra) == regularizers.L2(0.5)
 
 
-names = st.sampled_from(["L2", "l1_l2", "MaxNorm", "Constant", "ReLU", "function", "relu", "STFT", ""]) | st.text()
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | names
-keys = names | st.sampled_from(["module", "class_name", "config", "registered_name", "seed", "value", "axis"])
-anything = st.recursive(
-    leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | config_of(inner), max_leaves=8
+names = (
+    st.sampled_from(["L2", "l1_l2", "MaxNorm", "Constant", "ReLU", "function", "relu", "STFT", ""])
+    | st.text()
 )
+keys = names | st.sampled_from(["module", "class_name", "config", "registered_name", "seed", "value", "axis"])
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | names
 
 
-def config_of(entries):
+def configs(entries):
+    """Dicts that look like Keras's."""
     return st.fixed_dictionaries(
         {"class_name": names},
-        optional={"config": st.dictionaries(keys, entries) | entries, "module": names, "registered_name": names},
+        optional={
+            "config": st.dictionaries(keys, entries) | entries,
+            "module": names,
+            "registered_name": names,
+        },
     )
 
 
-@given(st.sampled_from(MODULES), anything | config_of(leaves))
+anything = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | configs(inner), max_leaves=8
+)
+
+
+@given(st.sampled_from(MODULES), anything | configs(anything))
 def test_anything_at_all_is_resolved_or_refused_by_name(module, identifier):
     try:
         resolved = module.get(identifier, argument="part")

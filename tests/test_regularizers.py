@@ -59,7 +59,9 @@ def test_orthogonal_is_the_mean_cosine():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonal_refuses_what_is_no_matrix(shape):
-    with pytest.raises(ValueError, match="`OrthogonalRegularizer` must be given a matrix; got an array of shape"):
+    with pytest.raises(
+        ValueError, match="`OrthogonalRegularizer` must be given a matrix; got an array of shape"
+    ):
         OrthogonalRegularizer()(weights(*shape))
     with pytest.raises(ValueError, match="must be given at least two rows; got shape"):
         OrthogonalRegularizer()(weights(1, 5))
@@ -107,7 +109,11 @@ def test_factors_are_python_floats():
         (lambda: L2("0.1"), TypeError, "`l2` must be a number; got '0.1'."),
         (lambda: L2(False), TypeError, "`l2` must be a number; got False."),
         (lambda: L2([0.1]), TypeError, r"`l2` must be a number; got \[0.1\]."),
-        (lambda: OrthogonalRegularizer(mode="row"), ValueError, "`mode` must be 'rows' or 'columns'; got 'row'."),
+        (
+            lambda: OrthogonalRegularizer(mode="row"),
+            ValueError,
+            "`mode` must be 'rows' or 'columns'; got 'row'.",
+        ),
         (lambda: OrthogonalRegularizer(mode=2), TypeError, "`mode` must be 'rows' or 'columns'; got 2."),
         (
             lambda: regularizers.get("Regularizer", argument="part"),

@@ -137,9 +137,8 @@ def test_train_state():
 def test_updates_keep_their_dtype():
     params = jax.tree.map(lambda a: a.astype("bfloat16"), PARAMS)
     for dtype in ("float32", "bfloat16"):
-        updates, _ = fsc.constrain(CONFIG).update(
-            jax.tree.map(lambda g: g.astype(dtype), gradients()), optax.EmptyState(), params
-        )
+        given_updates = {name: g.astype(dtype) for name, g in gradients().items()}
+        updates, _ = fsc.constrain(CONFIG).update(given_updates, optax.EmptyState(), params)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {dtype}
 
 

@@ -78,9 +78,11 @@ def for_keras_2(written):
 
 
 def relatively_close(ours, theirs):
+    # Relative to the largest entry, or to 0.1 where all are smaller: inputs and cotangents are of size 1, and an
+    # entry that is 0 by cancellation (the gradient of a softmax over one filter) has their rounding.
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max(initial=0) <= 1e-5 * max(np.abs(theirs).max(initial=0), 1e-3)
+    assert np.abs(ours - theirs).max(initial=0) <= 1e-5 * max(np.abs(theirs).max(initial=0), 0.1)
 
 
 @settings(max_examples=250, suppress_health_check=list(hypothesis.HealthCheck))
