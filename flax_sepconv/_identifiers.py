@@ -68,7 +68,13 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
         # TensorFlow names its newer `softmax` and `log_softmax` with a suffix.
         return _make(identifier.__name__.removesuffix("_v2"), {}, family, argument)
     if isinstance(identifier, type):
-        identifier = identifier()
+        try:
+            identifier = identifier()
+        except TypeError as error:
+            raise TypeError(
+                f"`{argument}` is {shown(identifier)}, a class that its defaults do not make: {error}. Pass an "
+                "object of it."
+            ) from None
     if isinstance(identifier, KerasObject) and identifier.keras_module != family.classes[0].keras_module:
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
     if not callable(identifier):

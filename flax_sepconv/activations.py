@@ -296,8 +296,8 @@ _KERAS_3 = Family(
         "LeakyReLU": _leaky_relu_layer,
         "ELU": ELU,
         "Softmax": Softmax,
-        "ThresholdedReLU": _thresholded_relu_layer,
     },
+    aliases={"ThresholdedReLU": _thresholded_relu_layer},
     functions=_FUNCTIONS,
     refused={
         "threshold": "it needs two numbers, and a name cannot give them. Pass "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv import _arguments, _geometry
-from flax_sepconv._depthwise import depthwise
+from flax_sepconv._depthwise import Geometry, definition, depthwise
 from flax_sepconv.config import SeparableConv1DConfig
 
 
@@ -53,13 +53,11 @@ def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
     )
 
-    y = _depthwise_any_batch(x, depthwise_kernel, config)
-    product = "...lc,cf->...lf" if config.channel_axis == -1 else "...cl,cf->...fl"
-    wide = jnp.promote_types(dtype, jnp.float32)
-    y = jnp.einsum(product, y, pointwise_kernel, precision=config.precision, preferred_element_type=wide)
+    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, config)
     if config.use_bias:
-        bias = jnp.asarray(params["bias"], wide)
+        bias = jnp.asarray(params["bias"], y.dtype)
         y += bias if config.channel_axis == -1 else bias[:, None]
+    y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
     return config.activation(y.astype(dtype))
 
 
@@ -166,7 +164,9 @@ def depthwise_conv1d(
             f"`kernel` must have as many channels as `x`, {in_features}; got the shape {jnp.shape(kernel)}."
         )
     dtype = _common_dtype(x, kernel)
-    return _depthwise_any_batch(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), config)
+    x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+    y = _depthwise(_one_batch_axis(x), kernel, config)
+    return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
 
 
 def check_input(x, config: SeparableConv1DConfig) -> int:
@@ -234,17 +234,54 @@ def _common_dtype(*arrays):
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
 
 
-def _depthwise_any_batch(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
-    """The depthwise step under any number of batch axes."""
-    geometry = config.geometry
-    y = depthwise(
-        x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:]),
-        kernel,
-        strides=config.strides,
-        dilation_rate=config.dilation_rate,
-        padding=_geometry.padding_amounts(x.shape[-3 - config.channel_axis], **geometry),
-        channel_axis=config.channel_axis,
-        precision=config.precision,
-        implementation=config.implementation,
-    )
-    return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
+def _one_batch_axis(x) -> jax.Array:
+    return x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:])
+
+
+def _geometry_of(x, config: SeparableConv1DConfig) -> Geometry:
+    length = x.shape[-3 - config.channel_axis]
+    low, high = _geometry.padding_amounts(length, **config.geometry)
+    return Geometry(length, config.kernel_size, config.strides, config.dilation_rate, low, high)
+
+
+def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
+    """`(N, L, C)` to `(N, O, C * M)`, or the same for channels_first."""
+    geometry = _geometry_of(x, config)
+    if config.implementation == "lax":
+        return definition(x, kernel, geometry, config.channel_axis, config.precision)
+    if config.channel_axis == -2:
+        x = x.swapaxes(1, 2)
+    y = depthwise(x, kernel, geometry, config.precision, config.implementation).swapaxes(2, 3)
+    y = y.reshape(*y.shape[:2], -1)
+    return y if config.channel_axis == -1 else y.swapaxes(1, 2)
+
+
+def _separable(x, depthwise_kernel, pointwise_kernel, config: SeparableConv1DConfig) -> jax.Array:
+    """Both steps, `(N, L, C)` to `(N, O, F)` or the same for channels_first, in at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    if config.implementation == "lax":
+        y = _depthwise(x, depthwise_kernel, config)
+        product = "noc,cf->nof" if config.channel_axis == -1 else "nco,cf->nfo"
+        return jnp.einsum(
+            product, y, pointwise_kernel, precision=config.precision, preferred_element_type=wide
+        )
+
+    # The depthwise output is cheap to compute again, so that only the input and the parameters are kept for the
+    # backward pass. Its multipliers come before its channels, and the pointwise kernel's rows follow it.
+    @jax.checkpoint
+    def both(x, depthwise_kernel, pointwise_kernel):
+        y = depthwise(x, depthwise_kernel, geometry, config.precision, config.implementation)
+        _, channels, multiplier = depthwise_kernel.shape
+        by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
+        return lax.dot_general(
+            y.reshape(*y.shape[:2], -1),
+            by_multiplier.reshape(multiplier * channels, -1),
+            (((2,), (0,)), ((), ())),
+            precision=config.precision,
+            preferred_element_type=wide,
+        )
+
+    geometry = _geometry_of(x, config)
+    if config.channel_axis == -1:
+        return both(x, depthwise_kernel, pointwise_kernel)
+    return both(x.swapaxes(1, 2), depthwise_kernel, pointwise_kernel).swapaxes(1, 2)

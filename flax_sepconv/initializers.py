@@ -30,10 +30,10 @@ import numpy as np
 from flax_sepconv import _stft
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
 from flax_sepconv._keras_object import (
-    Axes,
     KerasObject,
     Number,
     Positive,
+    axes,
     check_axes,
     integer,
     one_of,
@@ -87,7 +87,15 @@ def _distribution(name: str, value: Any) -> str:
     return one_of("truncated_normal", "untruncated_normal", "uniform")(name, lowered)
 
 
+def _fan_axes(name: str, value: Any) -> tuple[int, ...] | None:
+    chosen = axes(name, value)
+    if isinstance(chosen, int):
+        raise TypeError(f"`{name}` must be a sequence of integers or None; got {value!r}.")
+    return chosen
+
+
 Seed = Annotated[int | None, _seed]
+FanAxes = Annotated[Sequence[int] | None, _fan_axes]
 
 # ---- Values known in advance ------------------------------------------------------------------------------
 
@@ -292,17 +300,17 @@ class VarianceScaling(_FanScaled):
     mode: Annotated[str, one_of("fan_in", "fan_out", "fan_avg")] = "fan_in"
     distribution: Annotated[str, _distribution] = "truncated_normal"
     seed: Seed = None
-    input_axes: Axes = None
-    output_axes: Axes = None
+    input_axes: FanAxes = None
+    output_axes: FanAxes = None
 
 
 @dataclass(frozen=True, repr=False)
 class _NamedScaling(_FanScaled):
-    """`VarianceScaling` with a scale, a mode and a distribution that have a name."""
+    """`VarianceScaling` with a scale, a mode and a distribution that have a name; the arguments are its last."""
 
     seed: Seed = None
-    input_axes: Axes = None
-    output_axes: Axes = None
+    input_axes: FanAxes = None
+    output_axes: FanAxes = None
 
 
 class GlorotUniform(_NamedScaling):
@@ -393,15 +401,11 @@ _FAMILY = Family(
     wanted="a name such as 'glorot_uniform', a Keras config, an initializer (`Constant(values)` for given "
     "values) or a callable `init(key, shape, dtype) -> array`",
     classes=_CLASSES,
-    makers=_NAMES
-    # TensorFlow 2 told its classes from version 1's by a suffix.
-    | {f"{name}V2": initializer for name, initializer in _NAMES.items()}
+    makers=_NAMES,
+    # The early TensorFlow 2 told its classes from version 1's by a suffix.
+    aliases={f"{name}V2": initializer for name, initializer in _NAMES.items()}
     | {"zero": Zeros, "one": Ones, "normal": RandomNormal, "uniform": RandomUniform}
-    | {
-        "IdentityInitializer": Identity,
-        "STFTInitializer": STFT,
-        "OrthogonalInitializer": Orthogonal,
-    },
+    | {"IdentityInitializer": Identity, "STFTInitializer": STFT, "OrthogonalInitializer": Orthogonal},
     refused={"Initializer": _BASE, "initializer": _BASE},
     ignored=frozenset({"dtype"}),  # TF 2.0's, which the layer's own replaces
 )

@@ -31,7 +31,7 @@ else:
     )
 
 
-class SeparableConv1D(_Arguments, nn.Module):
+class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTypeIssues]
     """Depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
 
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those

@@ -51,7 +51,7 @@ class L1(Regularizer):
 
     def __call__(self, w: jax.Array) -> jax.Array:
         """`l1 * sum(abs(w))`."""
-        return self.l1 * jnp.sum(jnp.abs(widened(w)))
+        return self.l1 * jnp.sum(_abs(widened(w)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +96,7 @@ class L1L2(Regularizer):
         w = widened(w)
         penalty = jnp.zeros((), w.dtype)
         if self.l1:
-            penalty += self.l1 * jnp.sum(jnp.abs(w))
+            penalty += self.l1 * jnp.sum(_abs(w))
         if self.l2:
             penalty += self.l2 * jnp.sum(jnp.square(w))
         return penalty
@@ -139,7 +139,7 @@ class OrthogonalRegularizer(Regularizer):
             )
         # Keras's bound on the norm, 1e-7, keeps a row of zeros at zero.
         rows = rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, axis=1, keepdims=True), 1e-14))
-        cosines = jnp.abs(jnp.matmul(rows, rows.T, precision="highest"))
+        cosines = _abs(jnp.matmul(rows, rows.T, precision="highest"))
         pairs = size * (size - 1)  # each pair counts twice, here and in the sum
         return self.factor * jnp.sum(cosines * (1 - jnp.eye(size, dtype=rows.dtype))) / pairs
 
@@ -218,3 +218,8 @@ def serialize(regularizer: Any, *, argument: str = "regularizer") -> dict[str, A
     """
     resolved = get(regularizer, argument=argument)
     return None if resolved is None else to_config(resolved, _FAMILY, argument)
+
+
+def _abs(w: jax.Array) -> jax.Array:
+    """`abs(w)` with slope 0 at 0, as in TensorFlow; JAX's is 1 there, and would push at a bias of zeros."""
+    return w * jnp.sign(w)

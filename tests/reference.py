@@ -71,7 +71,8 @@ def layers(draw, batch_axes=None, **fixed):
     in_features = draw(st.integers(1, 4))
     shortest = (config.kernel_size - 1) * config.dilation_rate + 1 if config.padding == "valid" else 1
     length = draw(st.integers(shortest, shortest + 12))
-    batch = [draw(st.integers(1, 3)) for _ in range(draw(batch_axes or st.integers(0, 3)))]
+    batch_axes = st.integers(0, 3) if batch_axes is None else batch_axes
+    batch = [draw(st.integers(1, 3)) for _ in range(draw(batch_axes))]
     last = (length, in_features) if config.data_format == "channels_last" else (in_features, length)
     params = {w.name: rng.normal(size=w.shape).astype(np.float32) for w in config.weights(in_features)}
     return config, params, rng.normal(size=(*batch, *last)).astype(np.float32)

@@ -241,7 +241,7 @@ def test_refusals(params, x, config, error, message):
             np.ones((3, 3, 1)),
             {"implementation": "fast"},
             ValueError,
-            "`implementation` must be one of 'lax'",
+            "`implementation` must be one of 'taps', 'fourier', 'lax'",
         ),
         (X, np.ones((3, 3, 1)), {"strides": 2, "dilation_rate": 2}, ValueError, "cannot both differ from 1"),
     ],

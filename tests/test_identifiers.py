@@ -94,7 +94,7 @@ def test_what_cannot_be_hashed_is_refused(module):
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("nothing", [3, 0.5, True, b"l2", ("l2",), np.ones(3)], ids=repr)
 def test_what_is_no_identifier_is_refused(module, nothing):
-    with pytest.raises(TypeError, match=r"`part` must be .* a name such as .*; got "):
+    with pytest.raises(TypeError, match=r"`part` must be .*a name such as .*; got "):
         module.get(nothing, argument="part")
 
 
@@ -103,6 +103,16 @@ def test_classes_give_their_defaults():
     assert initializers.get(initializers.HeNormal) == initializers.HeNormal()
     assert constraints.get(constraints.MaxNorm) == constraints.MaxNorm()
     assert activations.get(activations.LeakyReLU) == activations.LeakyReLU(0.3)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_class_without_defaults_is_refused(module):
+    with pytest.raises(
+        TypeError, match=r"`part` is <class .*partial'>, a class that its defaults do not make"
+    ):
+        module.get(functools.partial, argument="part")
+    with pytest.raises(TypeError, match=r"`part` is .*Regularizer'>, a class that its defaults do not make"):
+        module.get(regularizers.Regularizer, argument="part")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -117,10 +127,10 @@ def test_an_object_of_another_kind_is_refused(module):
     ("module", "name", "hint"),
     [
         (regularizers, "l3", "Did you mean 'l2' or 'l1'?"),
-        (regularizers, "L_2", "Did you mean 'l1_l2' or 'l2'?"),
-        (constraints, "MaxNom", "Did you mean 'maxnorm' or 'max_norm' or 'unitnorm'?"),
+        (regularizers, "L_2", "Did you mean 'l2' or 'l1_l2' or 'l1'?"),
+        (constraints, "MaxNom", "Did you mean 'max_norm' or 'min_max_norm'?"),
         (initializers, "xavier", "Known are 'constant',"),
-        (initializers, "glorot", "Did you mean 'glorot_normal' or"),
+        (initializers, "glorot", "Did you mean 'glorot_normal' or 'glorot_uniform'?"),
         (activations, "RELU", "Did you mean 'relu' or"),
         (activations, "sigmiod", "Did you mean 'sigmoid' or"),
     ],
@@ -145,7 +155,11 @@ REFUSED_CONFIGS = [
     ({"class_name": "L2", "config": {"l2": -0.5}}, ValueError, "`l2` must be at least 0; got -0.5."),
     ({"class_name": "L2", "config": {"l2": np.nan}}, ValueError, "`l2` must be a finite number; got nan."),
     ({"class_name": "L2", "config": {"l2": 10**400}}, ValueError, "`l2` must be a finite number; got 1000"),
-    ({"class_name": "mine>L2", "config": {}}, ValueError, "got 'mine>L2'. Did you mean 'l2'?"),
+    (
+        {"class_name": "mine>L2", "config": {}},
+        ValueError,
+        "got 'mine>L2'. Known are 'l1', 'l1_l2', 'l2', 'orthogonal_",
+    ),
     ({"class_name": "L2", "config": {}, "registered_name": "mine>L2"}, ValueError, "the config of 'mine>L2'"),
     (
         {"class_name": "L2", "config": {}, "module": "mine"},
@@ -153,7 +167,11 @@ REFUSED_CONFIGS = [
         "the config of 'L2', which is not Keras's",
     ),
     ({"class_name": "L2", "config": {}, "module": None}, ValueError, "Pass the callable itself."),
-    ({"class_name": "function", "config": "os.system"}, ValueError, "got 'os.system'. Known are 'l1',"),
+    (
+        {"class_name": "function", "config": "os.system"},
+        ValueError,
+        "got 'os.system'. Known are 'l1', 'l1_l2', 'l2', 'orthogonal_",
+    ),
     ({"class_name": "function", "config": {"x": 1}}, TypeError, "a config must have a 'class_name'"),
 ]
 
@@ -217,7 +235,7 @@ class L2:
 def test_kerass_own_objects_are_told_by_their_module():
     assert regularizers.get(L2()) == regularizers.L2(0.5)
     assert regularizers.get(L2) == regularizers.L2()
-    with pytest.raises(ValueError, match="`part` must be .*; got 'L2'"):
+    with pytest.raises(ValueError, match=r"`part` must be .*; got 'L2'"):
         constraints.get(L2(), argument="part")
 
     class Mine(L2):

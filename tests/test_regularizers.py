@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flax_sepconv import regularizers
-from flax_sepconv.regularizers import L1, L2, L1L2, OrthogonalRegularizer
+from flax_sepconv.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 SHAPES = [(3, 4, 2), (1, 8, 5), (5,), ()]
 

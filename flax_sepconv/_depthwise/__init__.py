@@ -1,0 +1,48 @@
+"""How the depthwise step is computed: one seam, `depthwise`, in front of every implementation."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_sepconv._depthwise.geometry import Geometry
+from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
+from flax_sepconv._depthwise.primitive import contract
+
+__all__ = ["IMPLEMENTATIONS", "Geometry", "definition", "depthwise"]
+
+
+def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | None) -> jax.Array:
+    """The depthwise step in a layout that vectorizes.
+
+    Args:
+        x: `(N, L, C)`.
+        kernel: `(K, C, M)`, of the same dtype.
+        geometry: of the step.
+        precision: for convolutions and products of matrices, if there are any.
+        implementation: one of `IMPLEMENTATIONS`, or `None`.
+
+    Returns:
+        `(N, O, M, C)`: multipliers before channels, the other way round than in Keras.
+    """
+    slots = {"input": x[None], "kernel": kernel.swapaxes(1, 2)[None]}
+    return contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
+
+
+def definition(x, kernel, geometry: Geometry, channel_axis: int, precision) -> jax.Array:
+    """The depthwise step as DESIGN defines it: `lax.conv_general_dilated` with `feature_group_count`.
+
+    `(N, L, C)` to `(N, O, C * M)`, or `(N, C, L)` to `(N, C * M, O)`. JAX's own rules differentiate and batch it.
+    """
+    size, channels, multiplier = kernel.shape
+    layout = "NWC" if channel_axis == -1 else "NCW"
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.conv_general_dilated(
+        x.astype(wide),
+        kernel.astype(wide).reshape(size, 1, channels * multiplier),
+        window_strides=(geometry.strides,),
+        padding=[(geometry.low, geometry.high)],
+        rhs_dilation=(geometry.dilation,),
+        dimension_numbers=(layout, "WIO", layout),
+        feature_group_count=channels,
+        precision=precision,
+    ).astype(x.dtype)

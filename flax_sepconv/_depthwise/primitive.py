@@ -1,0 +1,174 @@
+"""The depthwise step as a JAX primitive that every transformation knows.
+
+The step is one of three contractions of the same trilinear form,
+
+    T(x, k, y) = sum over g, n, o, m, c, t of  x[g, n, o * strides + t * dilation - low, c]
+                                             * k[g, t, m, c]
+                                             * y[g, n, o, m, c]
+
+namely its derivative with respect to `y`; those with respect to `x` and `k` are its two gradients. Each is
+bilinear in the two arrays that are left, and the derivatives and transposes of each are the other two. So one
+primitive with three values of `result` is closed under `jvp`, `transpose` and, with them, `grad`, `hessian` and
+the rest; and since every array has axes to fold a batch into, it is closed under `vmap` too.
+
+    slot      shape              axes
+    input     (G, N, L, C)       group, batch, length, channel
+    kernel    (G, K, M, C)       group, tap, multiplier, channel
+    output    (G, N, O, M, C)    group, batch, length, multiplier, channel
+
+Channels are the minor axis throughout, so that they fill the lanes of a vector unit. A group has its own kernel:
+one group for an ordinary layer, as many as examples for per-example gradients.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flax_sepconv._depthwise import implementations
+from flax_sepconv._depthwise.geometry import Geometry
+
+
+SLOTS = ("input", "kernel", "output")
+
+
+def contract(slots: Mapping[str, Any], **params) -> jax.Array:
+    """The contraction of two slots' arrays, in the shape of the third slot.
+
+    Args:
+        slots: two arrays of one dtype, by the names of their slots.
+        **params: `geometry`, `precision` and `implementation`.
+    """
+    (result,) = (slot for slot in SLOTS if slot not in slots)
+    return depthwise_p.bind(*_alike([slots[slot] for slot in SLOTS if slot in slots]), result=result, **params)
+
+
+depthwise_p = Primitive("depthwise_conv1d")
+
+
+def _operands(result: str) -> tuple[str, str]:
+    a, b = (slot for slot in SLOTS if slot != result)
+    return a, b
+
+
+def _alike(arrays):
+    """Under `shard_map`, what varies along a mesh axis can only meet what is marked as varying too."""
+    varying = [getattr(jax.typeof(array), "vma", frozenset()) for array in arrays]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(array, tuple(union - vma), to="varying") if union - vma else array
+        for array, vma in zip(arrays, varying, strict=True)
+    ]
+
+
+@depthwise_p.def_impl
+def _apply(*arrays, **params):
+    return _compiled(arrays, **params)
+
+
+@functools.partial(jax.jit, static_argnames=("result", "geometry", "precision", "implementation"))
+def _compiled(arrays, **params):
+    return depthwise_p.bind(*arrays, **params)
+
+
+@depthwise_p.def_abstract_eval
+def _abstract(a, b, *, result, geometry: Geometry, **_):
+    shapes = dict(zip(_operands(result), (a.shape, b.shape), strict=True))
+    if result == "output":
+        (g, n, _, c), (_, _, m, _) = shapes["input"], shapes["kernel"]
+        shape = (g, n, geometry.output_length, m, c)
+    elif result == "input":
+        (_, _, m, c), (g, n, *_) = shapes["kernel"], shapes["output"]
+        shape = (g, n, geometry.length, c)
+    else:
+        g, _, _, m, c = shapes["output"]
+        shape = (g, geometry.kernel_size, m, c)
+    return a.update(shape=shape, weak_type=False)
+
+
+# --- Derivatives ---------------------------------------------------------------------------------------------
+
+
+def _jvp(primals, tangents, *, result, **params):
+    slots = dict(zip(_operands(result), primals, strict=True))
+    out = contract(slots, **params)
+    terms = [
+        contract(slots | {slot: tangent}, **params)
+        for slot, tangent in zip(slots, tangents, strict=True)
+        if type(tangent) is not ad.Zero
+    ]
+    return out, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(out)
+
+
+def _transpose(cotangent, a, b, *, result, **params):
+    slots = dict(zip(_operands(result), (a, b), strict=True))
+    (linear,) = (slot for slot, value in slots.items() if ad.is_undefined_primal(value))
+    if type(cotangent) is ad.Zero:
+        gradient = ad.Zero(slots[linear].aval)
+    else:
+        gradient = contract({s: v for s, v in slots.items() if s != linear} | {result: cotangent}, **params)
+    return [gradient if slot == linear else None for slot in slots]
+
+
+ad.primitive_jvps[depthwise_p] = _jvp
+ad.primitive_transposes[depthwise_p] = _transpose
+
+
+# --- Batching ------------------------------------------------------------------------------------------------
+
+# Into which axis a batch goes, by the slots that have it. A batch of inputs is more batch, a batch of kernels more
+# multipliers (the outputs of one input), and a batch of all three more groups.
+_FOLDS = {
+    frozenset({"input", "output"}): {"input": 1, "output": 1},
+    frozenset({"kernel", "output"}): {"kernel": 2, "output": 3},
+    frozenset(SLOTS): {"input": 0, "kernel": 0, "output": 0},
+}
+
+
+def _batch(args, dims, *, result, **params):
+    slots = dict(zip(_operands(result), args, strict=True))
+    batched = {slot: dim for slot, dim in zip(slots, dims, strict=True) if dim is not None}
+    size = next(slots[slot].shape[dim] for slot, dim in batched.items())
+    having = frozenset({*batched, result})
+    folds = _FOLDS.get(having, _FOLDS[frozenset(SLOTS)])
+    folded = {}
+    for slot, value in slots.items():
+        if slot in batched:
+            value = jnp.moveaxis(value, batched[slot], 0)
+        elif slot in folds:  # an input and a kernel with a batch in common need it in the output too
+            value = jnp.broadcast_to(value, (size, *value.shape))
+        folded[slot] = _fold(value, folds[slot]) if slot in folds else value
+    out = contract(folded, **params)
+    axis = folds[result]
+    return out.reshape(*out.shape[:axis], size, out.shape[axis] // size, *out.shape[axis + 1 :]), axis
+
+
+def _fold(value, axis: int):
+    """Merges the first axis into the one that is at `axis` without it."""
+    value = jnp.moveaxis(value, 0, axis)
+    return value.reshape(*value.shape[:axis], -1, *value.shape[axis + 2 :])
+
+
+batching.primitive_batchers[depthwise_p] = _batch
+
+
+# --- Lowering ------------------------------------------------------------------------------------------------
+
+
+def _lowering(platform: str | None):
+    def compute(a, b, *, result, geometry, precision, implementation):
+        # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        function = implementations.choose(result, geometry, precision, platform, implementation)
+        return function(a.astype(wide), b.astype(wide)).astype(a.dtype)
+
+    return mlir.lower_fun(compute, multiple_results=False)
+
+
+mlir.register_lowering(depthwise_p, _lowering(None))
+mlir.register_lowering(depthwise_p, _lowering("cpu"), platform="cpu")

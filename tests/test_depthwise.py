@@ -1,0 +1,173 @@
+"""Every implementation computes the same three contractions, and the primitive composes with every transform."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import flax_sepconv as fsc
+from flax_sepconv._depthwise import IMPLEMENTATIONS, Geometry, grouped
+from flax_sepconv._depthwise.primitive import SLOTS, contract
+from tests import reference
+
+REFERENCE = {"output": grouped.output, "input": grouped.input_gradient, "kernel": grouped.kernel_gradient}
+
+
+@st.composite
+def problems(draw, longest=40, largest_kernel=20):
+    """A geometry, with paddings of any size within a window, and random arrays for the three slots."""
+    stride, dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 5), (2, 3)]))
+    size = draw(st.integers(1, largest_kernel))
+    reach = (size - 1) * dilation
+    low, high = draw(st.integers(0, reach)), draw(st.integers(0, reach))
+    length = draw(st.integers(max(1, reach + 1 - low - high), max(1, reach + 1 - low - high) + longest))
+    geometry = Geometry(length, size, stride, dilation, low, high)
+    g, n, m, c = (draw(st.integers(1, k)) for k in (2, 2, 3, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shapes = {
+        "input": (g, n, length, c),
+        "kernel": (g, size, m, c),
+        "output": (g, n, geometry.output_length, m, c),
+    }
+    return geometry, {slot: rng.normal(size=shape).astype(np.float32) for slot, shape in shapes.items()}
+
+
+def assert_close(a, b, tolerance=1e-5):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1.0))
+
+
+def contraction(result, geometry, implementation=None):
+    """The contraction as a function of its two arrays, and their slots."""
+    operands = [slot for slot in SLOTS if slot != result]
+    params = {"geometry": geometry, "precision": None, "implementation": implementation}
+    return (lambda a, b: contract(dict(zip(operands, (a, b), strict=True)), **params)), operands
+
+
+@pytest.mark.parametrize("implementation", ["taps", "fourier"])
+@pytest.mark.parametrize("result", SLOTS)
+@settings(max_examples=15)
+@given(problem=problems())
+def test_every_contraction_is_the_grouped_convolutions(result, implementation, problem):
+    geometry, arrays = problem
+    function, operands = contraction(result, geometry, implementation)
+    a, b = (arrays[slot] for slot in operands)
+    assert_close(function(a, b), REFERENCE[result](a, b, geometry, "highest"))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("result", SLOTS)
+@settings(max_examples=5)
+@given(problem=problems(longest=10, largest_kernel=4))
+def test_derivatives_of_both_modes_and_orders(result, implementation, problem):
+    geometry, arrays = problem
+    function, operands = contraction(result, geometry, implementation)
+    primals = tuple(arrays[slot] for slot in operands)
+    check_grads(function, primals, order=2, modes=("fwd", "rev"), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 1), (0, 2), (1, 0)])
+@pytest.mark.parametrize("result", SLOTS)
+@settings(max_examples=5)
+@given(problem=problems(longest=10, largest_kernel=4))
+def test_vmap_is_a_loop(result, axes, problem):
+    geometry, arrays = problem
+    function, operands = contraction(result, geometry)
+    batched = [
+        arrays[slot] if axis is None else np.stack([arrays[slot], 2 * arrays[slot] + 1, -arrays[slot]], axis)
+        for slot, axis in zip(operands, axes, strict=True)
+    ]
+    expected = [
+        function(*(v if axis is None else np.take(v, i, axis) for v, axis in zip(batched, axes, strict=True)))
+        for i in range(3)
+    ]
+    assert_close(jax.vmap(function, axes)(*batched), jnp.stack(expected))
+
+
+@settings(max_examples=10)
+@given(problem=problems(longest=10, largest_kernel=4))
+def test_a_contraction_is_linear_in_each_array(problem):
+    geometry, arrays = problem
+    function, _ = contraction("output", geometry)
+    (x, k, y) = arrays.values()
+    (dx,) = jax.linear_transpose(lambda x: function(x, k), x)(y)
+    (dk,) = jax.linear_transpose(lambda k: function(x, k), k)(y)
+    form = np.vdot(function(x, k), y)
+    size = max(abs(np.asarray(dx)).max() * x.size, 1.0)
+    assert abs(np.vdot(x, dx) - form) <= 1e-5 * size
+    assert abs(np.vdot(k, dk) - form) <= 1e-5 * size
+
+
+CONFIG = fsc.SeparableConv1DConfig(3, 3, padding="same", depth_multiplier=2, activation="tanh")
+PARAMS = fsc.init_params(jax.random.key(0), 2, CONFIG)
+X = jax.random.normal(jax.random.key(1), (3, 5, 2))
+
+
+def loss(params, x, config=CONFIG):
+    return jnp.sum(fsc.separable_conv1d(params, x, config) ** 2)
+
+
+def test_second_derivatives_agree_with_lax():
+    definition = functools.partial(loss, config=dataclasses.replace(CONFIG, implementation="lax"))
+    expected = jax.jit(jax.hessian(definition))(PARAMS, X)
+    for derivative in (jax.hessian, lambda f: jax.jacfwd(jax.jacfwd(f)), lambda f: jax.jacrev(jax.jacrev(f))):
+        jax.tree.map(assert_close, jax.jit(derivative(loss))(PARAMS, X), expected)
+
+
+def test_per_example_gradients():
+    ours = jax.vmap(jax.grad(loss), (None, 0))(PARAMS, X)
+    expected = [jax.grad(loss)(PARAMS, x) for x in X]
+    jax.tree.map(assert_close, ours, jax.tree.map(lambda *g: jnp.stack(g), *expected))
+
+
+def test_an_ensemble_is_a_loop_over_its_members():
+    members = jax.vmap(lambda key: fsc.init_params(key, 2, CONFIG))(jax.random.split(jax.random.key(2), 3))
+    ours = jax.vmap(jax.grad(loss), (0, None))(members, X)
+    expected = [jax.grad(loss)(jax.tree.map(lambda a, i=i: a[i], members), X) for i in range(3)]
+    jax.tree.map(assert_close, ours, jax.tree.map(lambda *g: jnp.stack(g), *expected))
+
+
+def test_checkpoint_linearize_and_scan():
+    value, gradient = loss(PARAMS, X), jax.grad(loss)(PARAMS, X)
+    jax.tree.map(assert_close, jax.grad(jax.checkpoint(loss))(PARAMS, X), gradient)
+    out, tangent = jax.linearize(lambda p: loss(p, X), PARAMS)
+    assert_close(out, value)
+    inner = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, PARAMS)), strict=True))
+    assert_close(tangent(PARAMS), inner)
+    _, each = jax.lax.scan(lambda carry, x: (carry, loss(PARAMS, x)), None, X)
+    assert_close(each.sum(), value)
+
+
+def test_only_the_input_and_the_parameters_are_kept():
+    linear = dataclasses.replace(CONFIG, activation=None)
+    _, vjp = jax.vjp(lambda p, x: fsc.separable_conv1d(p, x, linear), PARAMS, X)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(vjp))
+    assert kept <= X.size + sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(max_examples=20)
+@given(layer=reference.layers(batch_axes=st.just(1)))
+def test_the_layer_is_the_definition_in_every_implementation(implementation, layer):
+    config, params, x = layer
+    config = dataclasses.replace(config, implementation=implementation)
+    assert_close(fsc.separable_conv1d(params, x, config), reference.separable(params, x, config))
+
+
+@pytest.mark.parametrize("implementation", ["taps", "fourier"])
+def test_errors_are_no_larger_than_laxs(implementation):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 512, 8)).astype("f"), rng.normal(size=(200, 8, 1)).astype("f")
+    exact = reference.depthwise(x, kernel, padding="same")
+    error = {
+        name: abs(fsc.depthwise_conv1d(x, kernel, padding="same", implementation=name) - exact).max()
+        for name in (implementation, "lax")
+    }
+    assert error[implementation] <= error["lax"]
