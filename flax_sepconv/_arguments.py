@@ -111,13 +111,6 @@ def precision(argument: str, value):
         ) from None
 
 
-def initializer(argument: str, value) -> Hashable:
-    """What `flax_sepconv.initializers` resolves; `None` is no initializer."""
-    if value is None:
-        raise TypeError(f"`{argument}` must be a name, a config, an initializer or any callable; got None.")
-    return initializers.get(value, argument=argument)
-
-
 def _identifier(module, argument: str, value) -> Hashable:
     return module.get(value, argument=argument)
 
@@ -145,10 +138,7 @@ NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
     "param_dtype": float_dtype,
     "precision": precision,
     "implementation": implementation,
-    **{
-        argument: initializer if module is initializers else functools.partial(_identifier, module)
-        for argument, module in IDENTIFIERS.items()
-    },
+    **{argument: functools.partial(_identifier, module) for argument, module in IDENTIFIERS.items()},
 }
 """The rule of each argument."""
 

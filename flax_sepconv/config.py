@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flax_sepconv import _geometry, _keras_config
+from flax_sepconv import _geometry, _keras_config, initializers
 from flax_sepconv._arguments import NORMALIZE, check_shape, integer
 
 Size: TypeAlias = Any
@@ -52,7 +52,7 @@ class SeparableConv1DConfig:
         depth_multiplier: depthwise outputs for each input channel.
         activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
         use_bias: whether a bias is added before the activation.
-        depthwise_initializer: of the depthwise kernel. See `flax_sepconv.initializers`.
+        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
         pointwise_initializer: of the pointwise kernel.
         bias_initializer: of the bias.
         depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
@@ -144,9 +144,19 @@ class SeparableConv1DConfig:
         }
         if not self.use_bias:
             del shapes["bias"]
-        parts = ("initializer", "regularizer", "constraint")
+
+        def attached(name: str, part: str):
+            return getattr(self, f"{name.removesuffix('_kernel')}_{part}")
+
+        # Keras draws a weight from Glorot's uniform distribution where its initializer is None.
         return tuple(
-            Weight(name, shape, *(getattr(self, f"{name.removesuffix('_kernel')}_{part}") for part in parts))
+            Weight(
+                name,
+                shape,
+                attached(name, "initializer") or initializers.GlorotUniform(),
+                attached(name, "regularizer"),
+                attached(name, "constraint"),
+            )
             for name, shape in shapes.items()
         )
 

@@ -39,6 +39,12 @@ def test_repr_shows_what_differs_from_the_defaults():
     )
 
 
+def test_an_initializer_of_none_is_keras_default():
+    config = Config(8, 3, depthwise_initializer=None, bias_initializer=None)
+    assert {type(weight.initializer) for weight in config.weights(3)} == {fsc.initializers.GlorotUniform}
+    assert config.get_config()["bias_initializer"] is None
+
+
 def test_a_config_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config(8, 3).filters = 9
@@ -218,7 +224,6 @@ def test_sizes_refused(argument, value, error, message):
         ({"implementation": "cudnn"}, ValueError, "`implementation` must be one of"),
         ({"activation": "rleu"}, ValueError, "`activation`"),
         ({"depthwise_initializer": "glorot"}, ValueError, "`depthwise_initializer`"),
-        ({"bias_initializer": None}, TypeError, "`bias_initializer` must be a name"),
         ({"pointwise_regularizer": "l3"}, ValueError, "`pointwise_regularizer`"),
         ({"bias_constraint": "nonpos"}, ValueError, "`bias_constraint`"),
         ({"depthwise_initializer": "identity"}, ValueError, "`depthwise_initializer` cannot be used in this layer"),

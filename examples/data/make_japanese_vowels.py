@@ -37,11 +37,11 @@ def millionths(value: str) -> int:
     """The integer that `value` is in millionths."""
     scaled = decimal.Decimal(value) * 10**6
     if scaled != int(scaled):
-        raise ValueError(f"{value} has more than six decimals")
+        raise ValueError(f"{value!r} has more than six decimals")
     return int(scaled)
 
 
-def main() -> None:
+def main(argv=None) -> None:
     """Reads both parts from the wheel and writes the copy beside this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--to", type=pathlib.Path, default=COPY, help="where the copy goes (default: %(default)s)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     arrays = {}
     with zipfile.ZipFile(args.wheel) as wheel:
         for part in ("train", "test"):

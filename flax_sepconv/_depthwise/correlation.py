@@ -53,11 +53,14 @@ def _in_blocks(x, cotangent, start: int, geometry: Geometry) -> jax.Array:
     for i in range(reductions):
         together = entries[i * len(entries) // reductions : (i + 1) * len(entries) // reductions]
         products = [
-            blocks(rows(x, start + t * geometry.dilation, count, geometry.strides)) * blocks(cotangent[:, :, :, m])
+            blocks(rows(x, start + t * geometry.dilation, count, geometry.strides))
+            * blocks(cotangent[:, :, :, m])
             for t, m in together
         ]
         zeros = [jnp.zeros((), x.dtype)] * len(products)
-        partial = lax.reduce(products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (TIME + 1,))
+        partial = lax.reduce(
+            products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (TIME + 1,)
+        )
         sums += [each.sum((1, 2)) for each in partial]
     return jnp.stack(sums, 1).reshape(groups, geometry.kernel_size, multiplier, channels)
 

@@ -36,5 +36,7 @@ def kernel_gradient(x, cotangent, geometry: Geometry, precision) -> jax.Array:
     """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
     groups, _, _, multiplier, channels = cotangent.shape
     kernel = jax.ShapeDtypeStruct((groups, geometry.kernel_size, multiplier, channels), x.dtype)
-    (gradient,) = jax.linear_transpose(lambda kernel: output(x, kernel, geometry, precision), kernel)(cotangent)
+    (gradient,) = jax.linear_transpose(lambda kernel: output(x, kernel, geometry, precision), kernel)(
+        cotangent
+    )
     return gradient

@@ -53,9 +53,7 @@ def choose(
     """
     if implementation is None:
         # Only CPUs were measured. Elsewhere the grouped convolution of XLA is what is known to be safe.
-        if platform != "cpu":
-            implementation = "lax"
-        else:
-            implementation = "taps" if geometry.kernel_size < FOURIER_TAPS else "fourier"
+        on_cpu = "taps" if geometry.kernel_size < FOURIER_TAPS else "fourier"
+        implementation = on_cpu if platform == "cpu" else "lax"
     options = {"precision": precision} if implementation == "lax" else {}
     return functools.partial(_FUNCTIONS[implementation][result], geometry=geometry, **options)

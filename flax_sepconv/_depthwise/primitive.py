@@ -33,7 +33,6 @@ from jax.interpreters import ad, batching, mlir
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
 
-
 SLOTS = ("input", "kernel", "output")
 
 
@@ -45,7 +44,9 @@ def contract(slots: Mapping[str, Any], **params) -> jax.Array:
         **params: `geometry`, `precision` and `implementation`.
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
-    return depthwise_p.bind(*_alike([slots[slot] for slot in SLOTS if slot in slots]), result=result, **params)
+    return depthwise_p.bind(
+        *_alike([slots[slot] for slot in SLOTS if slot in slots]), result=result, **params
+    )
 
 
 depthwise_p = Primitive("depthwise_conv1d")

@@ -21,7 +21,8 @@ def output(x, kernel, geometry: Geometry) -> jax.Array:
 
     def sums(x, start, count):
         taps = (
-            rows(x, start + t * geometry.dilation, count, geometry.strides)[:, :, :, None] * kernel[:, None, None, t]
+            rows(x, start + t * geometry.dilation, count, geometry.strides)[:, :, :, None]
+            * kernel[:, None, None, t]
             for t in range(geometry.kernel_size)
         )
         return _sum(taps, geometry.kernel_size)
@@ -103,7 +104,9 @@ def _by_pieces(x, geometry: Geometry, sums) -> jax.Array:
     if first > 0:
         parts.insert(0, sums(rows_read(x, geometry, 0, first), 0, first))
     if last < geometry.output_length:
-        parts.append(sums(rows_read(x, geometry, last, geometry.output_length), 0, geometry.output_length - last))
+        parts.append(
+            sums(rows_read(x, geometry, last, geometry.output_length), 0, geometry.output_length - last)
+        )
     return parts[0] if len(parts) == 1 else lax.concatenate(parts, TIME)
 
 
