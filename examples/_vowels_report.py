@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,31 +24,32 @@ class ConstrainedKernel(NamedTuple):
     @property
     def room(self) -> float:
         """From the largest norm up to the largest allowed; negative where a filter is over it."""
-        return self.largest - self.norms.max()
+        return float(self.largest - self.norms.max())
 
     @property
     def at_limit(self) -> float:
         """Share of the filters whose norm is the largest allowed, to a thousandth, or over it."""
-        return np.mean(self.norms > 0.999 * self.largest)
+        return float(np.mean(self.norms > 0.999 * self.largest))
 
     @property
     def outside(self) -> float:
         """How far the norm that is farthest out is from what is allowed."""
-        return max(self.smallest - self.norms.min(), self.norms.max() - self.largest, 0.0)
+        return float(max(self.smallest - self.norms.min(), self.norms.max() - self.largest, 0.0))
 
 
 def constrained_kernels(params: Mapping, configs: Mapping) -> Iterator[ConstrainedKernel]:
     """Every kernel of the layers at the top of `params` whose norms are constrained."""
     for layer, config in configs.items():
         for weight in config.weights(in_features=1):
-            match weight.constraint:
+            constraint: Any = weight.constraint
+            match constraint:
                 case fsc.constraints.UnitNorm():
                     allowed = 1.0, 1.0
                 case fsc.constraints.MaxNorm(max_value=largest):
                     allowed = 0.0, largest
                 case _:
                     continue
-            norms = np.linalg.norm(params[layer][weight.name], axis=weight.constraint.axis)
+            norms = np.linalg.norm(params[layer][weight.name], axis=constraint.axis)
             yield ConstrainedKernel(f"{layer}/{weight.name}", norms, *allowed)
 
 
@@ -66,15 +67,17 @@ def draw(
     """
     figure = Figure(figsize=(13, 10), layout="constrained")
     figure.suptitle(title, fontsize=15)
-    top, bottom = figure.subfigures(2, 1, hspace=0.04)
-    _curves(*top.subplots(1, 2), history)
+    panels: Any = figure.subfigures(2, 1, hspace=0.04)
+    top, bottom = panels
     left, right = bottom.subfigures(1, 2, width_ratios=(1.5, 1))
+    _curves(top.subplots(1, 2), history)
     _kernels(left, kernels)
     _confusion(right.subplots(), confusion)
     figure.savefig(path, dpi=120)
 
 
-def _curves(loss, accuracy, history) -> None:
+def _curves(axes, history) -> None:
+    loss, accuracy = axes
     epochs = 1 + np.arange(len(history["loss"]))
     loss.plot(
         epochs, history["loss"], color=GREY, label="loss in training\n(augmented, smoothed, regularized)"
@@ -88,12 +91,12 @@ def _curves(loss, accuracy, history) -> None:
     loss.yaxis.set_minor_formatter("")
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="utterances recognized", ylim=(None, 1.01))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    for axes in (loss, accuracy):
-        axes.set_xlim(1, max(len(epochs), 2))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    for each in axes:
+        each.set_xlim(1, max(len(epochs), 2))
+        each.xaxis.get_major_locator().set_params(integer=True)
+        each.grid(alpha=0.3)
+        each.spines[["top", "right"]].set_visible(False)
+        each.legend(frameon=False)
 
 
 def _kernels(figure, kernels) -> None:

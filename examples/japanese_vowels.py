@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
 import flax_sepconv as fsc
 
@@ -69,7 +68,7 @@ class SpeakerNet(nn.Module):
         x = jnp.where(real, frames, 0)
         for layer, depth_multiplier in enumerate((2, 1, 1)):
             y = fsc.SeparableConv1D(
-                self.width,
+                filters=self.width,
                 kernel_size=3,
                 padding="same",
                 depth_multiplier=depth_multiplier,
@@ -144,9 +143,7 @@ def training(options: argparse.Namespace, size: int) -> tuple[Callable[..., Stat
 def loss(params, batch: Utterances, key) -> jax.Array:
     """What training makes small: the smoothed cross-entropy of augmented utterances, and the regularizers' terms."""
     augment_key, dropout_key = jax.random.split(key)
-    batch = augmented(batch, augment_key)
-    rngs = {"dropout": dropout_key}
-    logits = MODEL.apply({"params": params}, batch.frames, batch.lengths, train=True, rngs=rngs)
+    logits = predict(params, augmented(batch, augment_key), dropout_key)
     targets = optax.smooth_labels(jax.nn.one_hot(batch.speakers, SPEAKERS), SMOOTHING)
     return optax.softmax_cross_entropy(logits, targets).mean() + fsc.regularization_loss(params, CONFIGS)
 
@@ -163,9 +160,13 @@ def score(params, part: Utterances, name: str) -> dict[str, jax.Array]:
 
 
 @jax.jit
-def predict(params, part: Utterances) -> jax.Array:
-    """Scores `(utterances, SPEAKERS)`."""
-    return MODEL.apply({"params": params}, part.frames, part.lengths)
+def predict(params, part: Utterances, dropout_key=None) -> jax.Array:
+    """Scores `(utterances, SPEAKERS)`; with a key, as in training."""
+    train, rngs = dropout_key is not None, {"dropout": dropout_key}
+    logits: Any = MODEL.apply(
+        {"params": params}, part.frames, part.lengths, train=train, rngs=rngs if train else {}
+    )
+    return logits
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -216,7 +217,9 @@ def claim(options: argparse.Namespace) -> None:
 def report(state: State, test: Utterances, out: pathlib.Path, console: Console) -> None:
     """Prints how good the network is and where its kernels are; writes the parameters and the figure."""
     params, history = jax.device_get((state.params, state.history))
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = {
+        f"{layer}/{name}": params[layer][name] for layer in params for name in params[layer]
+    }
     np.savez(out / "params.npz", **flat)
     guesses = np.asarray(predict(params, test)).argmax(axis=-1)
     confusion = np.zeros((SPEAKERS, SPEAKERS), int)
@@ -274,7 +277,7 @@ def cross_validate(options: argparse.Namespace, console: Console) -> None:
 def parse(argv=None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=f"{__doc__.splitlines()[0]} A run that was stopped goes on when it is started again."
+        description=f"{str(__doc__).splitlines()[0]} A run that was stopped goes on when it is started again."
     )
     add = parser.add_argument
     folds = [k for k in range(2, PER_SPEAKER + 1) if PER_SPEAKER % k == 0]
