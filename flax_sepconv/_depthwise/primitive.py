@@ -103,7 +103,7 @@ def _jvp(primals, tangents, *, result, **params):
         for slot, tangent in zip(slots, tangents, strict=True)
         if type(tangent) is not ad.Zero
     ]
-    return out, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(out)
+    return out, functools.reduce(jnp.add, terms)  # JAX does not ask where every tangent is zero
 
 
 def _transpose(cotangent, a, b, *, result, **params):

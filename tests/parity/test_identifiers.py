@@ -50,7 +50,7 @@ REGULARIZERS_2 = ("L1", "L2", "L1L2", "OrthogonalRegularizer", "l1", "l2", "l1_l
 
 def names(keras_3, keras_2):
     """Every name with each Keras that knows it, but for the base classes, which do nothing."""
-    known = [(keras, name) for name in keras_3] + [(tf_keras, name) for name in keras_2]
+    known = [(keras, name) for name in sorted(keras_3)] + [(tf_keras, name) for name in sorted(keras_2)]
     bases = ("initializer", "regularizer", "constraint")
     return [
         pytest.param(k, name, id=f"{k.__name__}-{name}") for k, name in known if name.lower() not in bases

@@ -75,6 +75,7 @@ def named(name, **config):
 
 
 L1, L2, L1L2 = named("L1", l1=0.01), named("L2", l2=0.02), named("L1L2", l1=0.005, l2=0.01)
+L1L2_OF_MANY = named("L1L2", l1=0.0005, l2=0.001)  # an output has more entries than a weight
 NON_NEG, UNIT_NORM = named("NonNeg"), named("UnitNorm", axis=0)
 MAX_NORM, MAX_NORM_2 = named("MaxNorm", max_value=0.6, axis=0), named("MaxNorm", max_value=0.8, axis=[0, 1])
 MIN_MAX = named("MinMaxNorm", min_value=0.4, max_value=0.7, rate=1.0, axis=0)
@@ -108,9 +109,7 @@ class Run:
 
 RUNS = {
     # SGD.
-    "momentum, nothing attached": Run("momentum"),
-    "momentum, L2": Run("momentum", regularized(L2, L2, L2), regularized(L2, L2, L2)),
-    "momentum, L1": Run("momentum", regularized(L1, L1), regularized(pointwise=L1, bias=L1)),
+    "momentum, L2 and L1": Run("momentum", regularized(L2, L2, L2), regularized(L1, L1, L1)),
     "momentum, L1L2 and activity": Run(
         "momentum", regularized(L1L2) | {"activity_regularizer": L2}, regularized(pointwise=L1L2)
     ),
@@ -135,11 +134,11 @@ RUNS = {
         "adam", constrained(MAX_NORM, MAX_NORM_2), constrained(MAX_NORM, MAX_NORM_2, MAX_NORM)
     ),
     "adam, unit norm": Run("adam", constrained(UNIT_NORM, UNIT_NORM), {"activation": "gelu"}),
-    "adam, activity": Run("adam", {"activity_regularizer": L2}, {"activity_regularizer": L1L2}),
-    "adam, activity of a frozen layer": Run("adam", second=FROZEN | {"activity_regularizer": L2}),
+    "adam, activity of a frozen layer": Run(
+        "adam", {"activity_regularizer": L1L2_OF_MANY}, FROZEN | {"activity_regularizer": L2}
+    ),
     "adam of large epsilon, L2": Run("adam of large epsilon", regularized(L2, L2), regularized(L2, L2, L2)),
     # AdamW: decay moves weights that a constraint then projects, and none that are frozen.
-    "adamw, L2": Run("adamw", regularized(L2), regularized(pointwise=L2, bias=L2)),
     "adamw, max norm": Run("adamw", constrained(MAX_NORM, MAX_NORM), constrained(MAX_NORM_2, MAX_NORM_2)),
     "adamw, non-negative": Run("adamw", constrained(pointwise=NON_NEG, bias=NON_NEG), constrained(NON_NEG)),
     "adamw, norms between": Run("adamw", constrained(MIN_MAX, MIN_MAX_SLOW), constrained(bias=MIN_MAX)),
@@ -166,7 +165,7 @@ RUNS = {
 
 def data(configs):
     """Initial weights, inputs, and targets that a layer of the same kind with other weights gives, with noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     params, teacher, features = {}, {}, CHANNELS
     for name, config in configs.items():
         for weights in (params, teacher):
@@ -197,7 +196,10 @@ def train(loss, optimizer, params, x, targets):
 
     batches = [a.reshape(STEPS, BATCH, *a.shape[1:]) for a in (x, targets)]
     start = (params, optimizer.init(params))
-    return jax.device_get(jax.jit(lambda start, xs: jax.lax.scan(step, start, xs)[0][0])(start, batches))
+    # Compiling takes longer than running, hence with less effort.
+    run = jax.jit(jax.lax.scan, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+    (params, _), _ = run(step, start, batches)
+    return jax.device_get(params)
 
 
 def ours(configs, optimizer, params, x, targets):
@@ -236,14 +238,6 @@ def distance(a, b):
     return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
 
 
-def bare(configs):
-    """The same layers with nothing attached to them."""
-    attached = [f"{part}_regularizer" for part in ("depthwise", "pointwise", "bias", "activity")]
-    attached += [f"{part}_constraint" for part in ("depthwise", "pointwise", "bias")]
-    nothing = dict.fromkeys(attached) | {"trainable": True}
-    return {name: dataclasses.replace(config, **nothing) for name, config in configs.items()}
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_ends_at_the_same_weights(name):
     run = RUNS[name]
@@ -258,29 +252,24 @@ def test_ends_at_the_same_weights(name):
 
     print(f"{name}: largest difference {distance(got, expected):.1e}")
     assert distance(got, expected) <= TOLERANCE
-    # The comparison means something: the run went somewhere, and elsewhere than without what is attached.
+    # The comparison means something: the run went somewhere, and no constraint was idle.
     assert distance(got, start[0]) > 1000 * TOLERANCE
-    if configs != bare(configs):
-        assert (
-            distance(got, without_attachments(run.optimizer, tuple(bare(configs).items()))) > 100 * TOLERANCE
-        )
-
-
-@functools.cache
-def without_attachments(optimizer, configs):
-    configs = dict(configs)
-    return ours(configs, OPTIMIZERS[optimizer][1], *data(configs))
+    for layer, config in configs.items():
+        for weight in config.weights(in_features=1):
+            if weight.constraint is not None:
+                value = start[0][layer][weight.name]
+                assert distance(weight.constraint(value), value) > 100 * TOLERANCE
 
 
 def test_optaxs_own_adam_comes_close():
     model = keras_model(Run("adam"))
     configs = configs_of(model)
     start = data(configs)
-    expected = theirs(model, keras.optimizers.Adam(0.01), *start)
-    short = distance(ours(configs, optax.adam(0.01, eps=1e-7), *start), expected)
-    exact = distance(ours(configs, keras_adam(0.01), *start), expected)
-    print(f"optax.adam(eps=1e-7): {short:.1e}, Keras's epsilon: {exact:.1e}")
-    assert exact < short < 10 * TOLERANCE
+    off = distance(
+        ours(configs, optax.adam(0.01, eps=1e-7), *start), theirs(model, keras.optimizers.Adam(0.01), *start)
+    )
+    print(f"optax.adam: largest difference {off:.1e}")
+    assert off <= 10 * TOLERANCE
 
 
 def test_clipping_by_global_norm_does_not_count_frozen_weights():
