@@ -41,15 +41,14 @@ def constrained_kernels(params: Mapping, configs: Mapping) -> Iterator[Constrain
     """Every kernel of the layers at the top of `params` whose norms are constrained."""
     for layer, config in configs.items():
         for weight in config.weights(in_features=1):
-            constraint: Any = weight.constraint
-            match constraint:
-                case fsc.constraints.UnitNorm():
+            match weight.constraint:
+                case fsc.constraints.UnitNorm(axis=axis):
                     allowed = 1.0, 1.0
-                case fsc.constraints.MaxNorm(max_value=largest):
+                case fsc.constraints.MaxNorm(max_value=largest, axis=axis):
                     allowed = 0.0, largest
                 case _:
                     continue
-            norms = np.linalg.norm(params[layer][weight.name], axis=constraint.axis)
+            norms = np.sqrt(np.sum(params[layer][weight.name] ** 2, axis=axis))
             yield ConstrainedKernel(f"{layer}/{weight.name}", norms, *allowed)
 
 
