@@ -89,9 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.redraw:
         results = json.loads(args.redraw.read_text())
     else:
-        results = run(args, malloc, console)
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        results = run(args, malloc, console)
     write(results, args.out, console)
     return 0
 
@@ -130,13 +129,20 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
                 progress.update(bar, completed=done + share, description=what)
 
             results["shapes"].append(layers.measure(shape, ready, args.seconds, results["limits"], tell))
+            save(results, args.out)
         if with_per_example:
 
             def tell_last(share, what):
                 progress.update(bar, completed=len(wanted) + share, description=what)
 
             results["per_example"] = per_example.measure(names, args.seconds * 2, tell_last)
+            save(results, args.out)
     return results
+
+
+def save(results: dict, out: pathlib.Path) -> None:
+    """Writes what there is so far: a run that is cut off can be drawn with `--redraw`."""
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def write(results: dict, out: pathlib.Path, console) -> None:

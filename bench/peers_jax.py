@@ -174,10 +174,13 @@ def nnx() -> Peer:
 
     def define(problem: Problem) -> Definition:
         s = problem.shape
-        model = nnx.Sequential(
-            nnx.Conv(s.channels, s.wide, **_flax_arguments(s), rngs=nnx.Rngs(0)),
-            nnx.Conv(s.wide, s.filters, (1,), rngs=nnx.Rngs(0)),
-        )
+
+        def make():
+            rngs = nnx.Rngs(0)
+            depthwise = nnx.Conv(s.channels, s.wide, **_flax_arguments(s), rngs=rngs)
+            return nnx.Sequential(depthwise, nnx.Conv(s.wide, s.filters, (1,), rngs=rngs))
+
+        model = nnx.eval_shape(make)  # draws nothing: the problem has the numbers
         graph, state = nnx.split(model)
         names = (("layers", 0, "kernel"), ("layers", 1, "kernel"), ("layers", 1, "bias"))
         flat = nnx.to_flat_state(state)
@@ -231,22 +234,15 @@ def equinox() -> Peer:
         s = problem.shape
         depthwise, pointwise, bias = _kernels(problem)
         key = jax.random.key(0)
-        model = eqx.nn.Sequential(
-            [
-                eqx.nn.Conv1d(
-                    s.channels,
-                    s.wide,
-                    s.kernel_size,
-                    s.strides,
-                    [s.pads],
-                    s.dilation,
-                    s.channels,
-                    False,
-                    key=key,
-                ),
-                eqx.nn.Conv1d(s.wide, s.filters, 1, key=key),
-            ]
-        )
+
+        def make():
+            conv, k, m = eqx.nn.Conv1d, s.kernel_size, s.wide
+            depthwise = conv(
+                s.channels, m, k, s.strides, [s.pads], s.dilation, s.channels, use_bias=False, key=key
+            )
+            return eqx.nn.Sequential([depthwise, conv(m, s.filters, 1, key=key)])
+
+        model = eqx.filter_eval_shape(make)  # draws nothing: the problem has the numbers
 
         def leaves(model):
             return model[0].weight, model[1].weight, model[1].bias

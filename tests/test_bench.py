@@ -141,7 +141,8 @@ def test_turns_rotate_and_the_slow_sit_out(monkeypatch):
 
 
 def test_per_example_gradients_average_to_the_batch_gradient(monkeypatch):
-    monkeypatch.setattr(per_example, "BATCHES", (2,))
+    for name, value in (("BATCHES", (2,)), ("LENGTH", 16), ("WIDTH", 4)):
+        monkeypatch.setattr(per_example, name, value)
     monkeypatch.setattr(timing, "ROUNDS", 1)
     found = per_example.measure(["lax", "haiku"], 0.01, lambda *_: None)["peers"]
     assert set(found) == {"lax"}
