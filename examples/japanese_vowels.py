@@ -38,7 +38,7 @@ try:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
+    from rich.table import Column, Table
 except ImportError as error:
     sys.exit(f"{error}. This example needs more than the library does: pip install -e '.[examples]'")
 
@@ -78,7 +78,7 @@ class SpeakerNet(nn.Module):
                 depthwise_constraint=fsc.constraints.UnitNorm(),
                 # The norm over input channels. A pointwise kernel is (1, channels, filters): Keras's default,
                 # axis=0, would bound each entry by itself.
-                pointwise_constraint=fsc.constraints.MaxNorm(1.0, axis=1),
+                pointwise_constraint=fsc.constraints.MaxNorm(0.7, axis=1),
                 name=f"conv{layer}",
             )(x)
             y = nn.gelu(nn.LayerNorm()(y))
@@ -234,7 +234,8 @@ def report(state: State, test: Utterances, out: pathlib.Path, console: Console) 
         confusion=confusion,
     )
 
-    table = Table("kernel", "allowed", "norms of its filters", "room", "at limit", "outside", box=SIMPLE_HEAD)
+    columns = (Column("kernel", min_width=22), "allowed", "filters' norms", "room", "at limit", "outside")
+    table = Table(*columns, box=SIMPLE_HEAD)
     for kernel in constrained_kernels(params, CONFIGS):
         allowed = f"{'=' if kernel.smallest else '<='} {kernel.largest:g}"
         norms = f"{kernel.norms.min():.3f} to {kernel.norms.max():.3f}"

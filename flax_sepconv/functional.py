@@ -252,7 +252,7 @@ def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
     if config.channel_axis == -2:
         x = x.swapaxes(1, 2)
     y = depthwise(x, kernel, geometry, config.precision, config.implementation).swapaxes(2, 3)
-    y = y.reshape(*y.shape[:2], -1)
+    y = lax.collapse(y, 2)
     return y if config.channel_axis == -1 else y.swapaxes(1, 2)
 
 
@@ -272,10 +272,10 @@ def _separable(x, depthwise_kernel, pointwise_kernel, config: SeparableConv1DCon
     def both(x, depthwise_kernel, pointwise_kernel):
         y = depthwise(x, depthwise_kernel, geometry, config.precision, config.implementation)
         _, channels, multiplier = depthwise_kernel.shape
-        by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
+        by_multiplier = pointwise_kernel.reshape(channels, multiplier, config.filters).swapaxes(0, 1)
         return lax.dot_general(
-            y.reshape(*y.shape[:2], -1),
-            by_multiplier.reshape(multiplier * channels, -1),
+            lax.collapse(y, 2),
+            lax.collapse(by_multiplier, 0, 2),
             (((2,), (0,)), ((), ())),
             precision=config.precision,
             preferred_element_type=wide,

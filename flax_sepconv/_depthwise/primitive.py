@@ -151,8 +151,7 @@ def _batch(args, dims, *, result, **params):
 
 def _fold(value, axis: int):
     """Merges the first axis into the one that is at `axis` without it."""
-    value = jnp.moveaxis(value, 0, axis)
-    return value.reshape(*value.shape[:axis], -1, *value.shape[axis + 2 :])
+    return lax.collapse(jnp.moveaxis(value, 0, axis), axis, axis + 2)
 
 
 batching.primitive_batchers[depthwise_p] = _batch
