@@ -56,8 +56,9 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
     Example:
         >>> import jax.numpy as jnp
         >>> import flax_sepconv as fsc
-        >>> fsc.activity_loss(jnp.ones((8, 10, 2)), fsc.SeparableConv1DConfig(2, 3, activity_regularizer="l2"))
-        Array(0.2, dtype=float32)
+        >>> config = fsc.SeparableConv1DConfig(2, 3, activity_regularizer=fsc.regularizers.L2(0.5))
+        >>> fsc.activity_loss(jnp.ones((8, 10, 2)), config)
+        Array(10., dtype=float32)
     """
     if config.activity_regularizer is None:
         return jnp.zeros((), jnp.float32)
