@@ -2,7 +2,7 @@
 
 | implementation | output and input's gradient | kernel's gradient |
 | --- | --- | --- |
-| `"taps"` | sums of shifted products | reductions over blocks |
+| `"taps"` | sums of shifted products | reductions over blocks, on a GPU plain ones |
 | `"fourier"` | transforms along time | transforms along time |
 | `"lax"` | XLA's grouped convolution | XLA's grouped convolution |
 """
@@ -35,8 +35,20 @@ _FUNCTIONS: dict[str, dict[str, Callable]] = {
 NAMES = tuple(_FUNCTIONS)
 """What `implementation` may name."""
 
-FOURIER_TAPS = 128
-"""From here on a transform costs less than the taps on a CPU."""
+GPU = ("cuda", "rocm")
+PLATFORMS = ("cpu", *GPU)
+"""What is told apart here."""
+
+# From how many taps on a Fourier transform is faster: for the output and the input's gradient, and for the kernel's.
+# CPU (two cores of an AMD EPYC, jax 0.10): 96 taps 3.8 ms against 5.5 by transforms and 128 taps 20.8 against 5.8 for
+# the output; 39 taps 2.4 against 3.9 and 51 taps 16 against 12 for the kernel's gradient.
+# GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
+# 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
+# as the better one there (bench/README.md), and on other devices nothing was measured.
+_FOURIER_FROM = {
+    "cpu": {"output": 100, "input": 100, "kernel": 48},
+    **dict.fromkeys(GPU, {"output": 80, "input": 80, "kernel": 20}),
+}
 
 
 def choose(
@@ -48,12 +60,16 @@ def choose(
         result: `"output"`, `"input"` or `"kernel"`.
         geometry: the step's static numbers.
         precision: for XLA's convolution; the others always work in full precision.
-        platform: what is being lowered for; `None` for any but `"cpu"`.
-        implementation: a name of `NAMES`, or `None` for the one that measurement favours.
+        platform: what is being lowered for, `None` for any but `PLATFORMS`.
+        implementation: a name of `NAMES`, or `None` for the one that measurement favours, and XLA's own, which is
+            known to be safe, where nothing was measured.
     """
-    if implementation is None:
-        # Only CPUs were measured. Elsewhere the grouped convolution of XLA is what is known to be safe.
-        on_cpu = "taps" if geometry.kernel_size < FOURIER_TAPS else "fourier"
-        implementation = on_cpu if platform == "cpu" else "lax"
+    if implementation is None and platform in _FOURIER_FROM:
+        few = geometry.kernel_size < _FOURIER_FROM[platform][result]
+        implementation = "taps" if few else "fourier"
+    elif implementation is None:
+        implementation = "lax"
+    if implementation == "taps" and result == "kernel" and platform in GPU:
+        return functools.partial(correlation.sums, geometry=geometry)
     options = {"precision": precision} if implementation == "lax" else {}
     return functools.partial(_FUNCTIONS[implementation][result], geometry=geometry, **options)

@@ -171,4 +171,5 @@ def _lowering(platform: str | None):
 
 
 mlir.register_lowering(depthwise_p, _lowering(None))
-mlir.register_lowering(depthwise_p, _lowering("cpu"), platform="cpu")
+for _platform in implementations.PLATFORMS:
+    mlir.register_lowering(depthwise_p, _lowering(_platform), platform=_platform)
