@@ -1,6 +1,5 @@
-"""Paragraphs of documentation in the standard library's own files, labelled with the package they are from."""
+"""Pieces of the standard library's own source files, labelled with the package they are from."""
 
-import ast
 import collections
 import pathlib
 import re
@@ -9,36 +8,34 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Packages that every distribution of Python has whole.
+# Packages that every distribution of Python has, of some size.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
-VOCABULARY, LENGTH, SHORTEST = 4000, 48, 6
+VOCABULARY, LENGTH, MOST = 4000, 48, 500
 
 
-def paragraphs(package: str) -> Iterator[tuple[str, ...]]:
-    """The words of each paragraph in the docstrings of a package of the standard library."""
+def pieces(package: str) -> Iterator[tuple[str, ...]]:
+    """The words of a package, `LENGTH` at a time: documentation, comments and code, without the packages' names."""
     for file in sorted((pathlib.Path(sysconfig.get_path("stdlib")) / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                for paragraph in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
-                    words = re.findall(r"[a-z]+", paragraph.lower())
-                    yield tuple(word for word in words if word not in PACKAGES)
+        if "test" not in file.parts:
+            words = re.findall(r"[a-z]+", file.read_text(encoding="utf-8", errors="ignore").lower())
+            words = [word for word in words if word not in PACKAGES]
+            yield from zip(*[iter(words)] * LENGTH, strict=False)
 
 
 def texts(seed: int) -> dict[str, np.ndarray]:
-    """Tokens `(texts, LENGTH)`, padded with 0 in front, and labels, a fifth of them to test."""
-    labels = {
-        words: i for i, name in enumerate(PACKAGES) for words in paragraphs(name) if len(words) >= SHORTEST
-    }
-    order = np.random.default_rng(seed).permutation(len(labels))
-    samples = [list(labels.items())[i] for i in order]
+    """Tokens `(texts, LENGTH)` and labels of at most `MOST` pieces of each package, a fifth of them to test."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for label, package in enumerate(PACKAGES):
+        every = [*pieces(package)]
+        samples += [(every[i], label) for i in rng.permutation(len(every))[:MOST]]
+    samples = [samples[i] for i in rng.permutation(len(samples))]
     test, train = samples[: len(samples) // 5], samples[len(samples) // 5 :]
     counts = collections.Counter(word for words, _ in train for word in words)
+    # 0 is for words too rare to have a number.
     ids = {word: 1 + i for i, (word, _) in enumerate(counts.most_common(VOCABULARY - 1))}
     arrays = {}
     for part, chosen in (("train", train), ("test", test)):
-        arrays[f"{part}_tokens"] = np.zeros((len(chosen), LENGTH), np.int32)
+        arrays[f"{part}_tokens"] = np.array([[ids.get(w, 0) for w in words] for words, _ in chosen], np.int32)
         arrays[f"{part}_labels"] = np.array([label for _, label in chosen], np.int32)
-        for row, (words, _) in zip(arrays[f"{part}_tokens"], chosen, strict=True):
-            known = [ids[word] for word in words if word in ids][:LENGTH]
-            row[LENGTH - len(known) :] = known
     return arrays

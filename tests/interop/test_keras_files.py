@@ -696,5 +696,5 @@ def test_what_is_no_built_layer_is_refused():
     with pytest.raises(ValueError, match="`layer` must be built"):
         keras.from_layer(keras3.layers.SeparableConv1D(1, 1))
     config = fsc.SeparableConv1DConfig(4, 3)
-    with pytest.raises(ValueError, match="`params` must have .* got no 'depthwise_kernel'"):
+    with pytest.raises(ValueError, match=r"`params` must have .* got no 'depthwise_kernel'"):
         keras.to_layer(config, {"bias": np.zeros(4)})

@@ -298,7 +298,10 @@ else:
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch")
+    return pytest.importorskip(
+        "torch",
+        reason="PyTorch is larger than all of the extra 'test', which does without it: pip install torch",
+    )
 
 
 @pytest.mark.parametrize("biases", [(True, True), (True, False), (False, True), (False, False)])
