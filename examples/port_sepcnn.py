@@ -7,8 +7,8 @@ The classifier is sepCNN of Google's guide to text classification
 (developers.google.com/machine-learning/guides/text-classification/step-4): an embedding, blocks of dropout, two
 `SeparableConv1D` and pooling, two more of these layers, the mean over time, a linear read-out. It is smaller than the
 guide's, has a regularizer and a constraint too, and starts from larger kernels: the guide's depthwise ones, within
-0.05, let so little through four layers that six epochs learn nothing here. Its text is the standard
-library's own files, and its question from which package 48 words are, with the packages' names struck out.
+0.05, let so little through four layers that six epochs learn nothing here. Its text is the standard library's own
+files, and its question from which package 48 words are, with the packages' names struck out.
 
     --stage keras   builds and trains it in Keras       ─► model.keras
     --stage jax     model.keras ─► the same predictions, without Keras; more training in optax ─► tuned.keras

@@ -281,7 +281,9 @@ def test_clipping_by_global_norm_does_not_count_frozen_weights():
     optimizer = optax.chain(
         fsc.freeze(configs), optax.clip_by_global_norm(0.1), optax.sgd(0.2, 0.9), fsc.constrain(configs)
     )
-    assert distance(ours(configs, optimizer, *start), expected) <= TOLERANCE
+    off = distance(ours(configs, optimizer, *start), expected)
+    print(f"clipping: largest difference {off:.1e}")
+    assert off <= TOLERANCE
     optimizer = optax.chain(
         optax.clip_by_global_norm(0.1), optax.sgd(0.2, 0.9), fsc.constrain(configs), fsc.freeze(configs)
     )
@@ -297,7 +299,9 @@ def test_accumulated_gradients():
     # Keras projects after every batch, not only after those that change the weights.
     accumulated = optax.MultiSteps(optax.sgd(0.1, momentum=0.9), 4).gradient_transformation()
     optimizer = optax.chain(accumulated, fsc.constrain(configs))
-    assert distance(ours(configs, optimizer, *start), theirs(model, sgd, *start)) <= TOLERANCE
+    off = distance(ours(configs, optimizer, *start), theirs(model, sgd, *start))
+    print(f"accumulated gradients: largest difference {off:.1e}")
+    assert off <= TOLERANCE
 
 
 def test_a_linen_model_with_the_losses_that_it_collects():
