@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -12,7 +13,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the context ends well, and vanishes otherwise.
 
     It is made beside `path`, reaches the disk before it is renamed, and may be read as it is written. Where
-    `path` is a link, what it leads to is replaced.
+    `path` is a link, what it leads to is replaced. The permissions are those of the file that is replaced, else
+    those of any new file.
 
     Args:
         path: the name that the file gets.
@@ -22,10 +24,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".flax_sepconv-")
-    os.close(descriptor)
+    name = os.path.join(folder, f".flax_sepconv-{secrets.token_hex(8)}")
     try:
-        with open(name, "w+b") as file:
+        with open(name, "x+b") as file:
+            if os.path.exists(target):
+                shutil.copymode(target, name)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -119,6 +119,16 @@ def test_float64_is_kept_or_refused(tmp_path):
         safetensors.load(tmp_path / "layers.safetensors")
 
 
+def test_a_new_file_has_the_permissions_of_any_and_a_replaced_one_its_own(tmp_path):
+    path, other = tmp_path / "layers.safetensors", tmp_path / "other"
+    other.touch()
+    safetensors.save(path, LAYERS)
+    assert path.stat().st_mode == other.stat().st_mode
+    path.chmod(0o640)
+    safetensors.save(path, LAYERS)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_integers_are_refused(tmp_path):
     with pytest.raises(TypeError, match="`plain/bias` must hold floating-point numbers; got int64"):
         safetensors.save(tmp_path / "x", {"plain": (CONFIGS["plain"], {"bias": np.arange(3)})})
