@@ -47,7 +47,7 @@ def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig
         (8, 100, 64)
     """
     in_features = check_input(x, config)
-    params = _check_params(params, in_features, config)
+    params = check_params(params, in_features, config)
     dtype = config.dtype or _common_dtype(x, *params.values())
     x, depthwise_kernel, pointwise_kernel = (
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
@@ -86,7 +86,7 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
         >>> {name: value.shape for name, value in params.items()}
         {'depthwise_kernel': (3, 12, 1), 'pointwise_kernel': (1, 12, 64), 'bias': (64,)}
     """
-    _check_config(config)
+    check_config(config)
     in_features = _arguments.positive("in_features", in_features)
     check_param_dtype(config)
     weights = config.weights(in_features)
@@ -171,7 +171,7 @@ def depthwise_conv1d(
 
 def check_input(x, config: SeparableConv1DConfig) -> int:
     """Refuses an input that the layer cannot take, and returns the number of its channels."""
-    _check_config(config)
+    check_config(config)
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
         raise TypeError(f"`x` must be an array; got {x!r}.")
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
@@ -194,14 +194,22 @@ def check_param_dtype(config: SeparableConv1DConfig) -> None:
         )
 
 
-def _check_config(config) -> None:
+def check_config(config) -> None:
+    """Refuses what is not a config."""
     if not isinstance(config, SeparableConv1DConfig):
         raise TypeError(f"`config` must be a SeparableConv1DConfig; got {config!r}.")
 
 
-def _check_params(params, in_features: int, config: SeparableConv1DConfig) -> Mapping[str, Any]:
+def check_params(params, in_features: int | None, config: SeparableConv1DConfig) -> Mapping[str, Any]:
+    """Refuses what are not the parameters of the layer, and returns them.
+
+    Where `in_features` is `None`, the depthwise kernel says how many input channels there are.
+    """
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a dict of arrays; got {type(params).__name__}.")
+    if in_features is None:
+        shape = jnp.shape(params.get("depthwise_kernel", 0.0))
+        in_features = max(shape[1], 1) if len(shape) == 3 else 1
     weights = config.weights(in_features)
     names = [weight.name for weight in weights]
     for name in params:

@@ -1,0 +1,219 @@
+"""Bytes by position, and the zip archive that a `.keras` file is.
+
+Files are untrusted. A `Source` gives the bytes at a position and refuses what lies beyond its end, before
+anything is allocated. An archive's members are `Source`s too: Keras stores them as they are, so a member is a
+range of the file, its bytes can be replaced in place, and nothing is ever unpacked to disk. A member that
+somebody compressed is unpacked in memory, within bounds.
+
+The standard library's `zipfile` reads archives too, but tells neither where a member's bytes are nor, before it
+has read it all, how large a directory is.
+"""
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+MEBIBYTE = 2**20
+
+_DIRECTORY_LIMIT = 4 * MEBIBYTE
+# Weights hardly compress. What expands further than this is no model, except for some small change.
+_EXPANSION_LIMIT, _SMALL_CHANGE = 8, 4 * MEBIBYTE
+
+
+class Source:
+    """A range of a file that is open for reading.
+
+    Args:
+        file: opened in binary mode, seekable.
+        start: position in it of the first byte.
+        size: number of bytes; `None` for all the rest.
+    """
+
+    def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None):
+        self.file, self.start = file, start
+        self.size = file.seek(0, io.SEEK_END) - start if size is None else size
+
+    def read(self, at: int, size: int) -> bytes:
+        """Exactly the `size` bytes at the position `at`.
+
+        Raises:
+            ValueError: they are not all within the source.
+        """
+        if at < 0 or size < 0 or at + size > self.size:
+            raise ValueError(
+                f"it is cut off or damaged: it refers to bytes {at} to {at + size} of {self.size}."
+            )
+        self.file.seek(self.start + at)
+        data = self.file.read(size)
+        if len(data) != size:
+            raise ValueError(f"it became shorter than its {self.size} bytes while it was read.")
+        return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, a mebibyte at a time."""
+        for at in range(0, self.size, MEBIBYTE):
+            yield self.read(at, min(MEBIBYTE, self.size - at))
+
+    def crc32(self) -> int:
+        """The checksum that zip archives use."""
+        crc = 0
+        for piece in self.pieces():
+            crc = zlib.crc32(piece, crc)
+        return crc
+
+
+def opened(path: str, stack: contextlib.ExitStack) -> Source:
+    """A whole file, for as long as the stack lasts."""
+    return Source(stack.enter_context(open(path, "rb")))
+
+
+class Member(NamedTuple):
+    """A member of an archive, as its directory describes it.
+
+    Attributes:
+        name: its name.
+        flags: bit 0 is set where it is encrypted, bit 3 where its checksum stands after it.
+        method: 0 where it is stored as it is, 8 where it is deflated.
+        crc: the checksum of its content.
+        packed: its size in the archive.
+        size: its size.
+        header: position of the header before it.
+        entry: position of its entry in the directory.
+    """
+
+    name: str
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    header: int
+    entry: int
+
+
+def is_archive(source: Source) -> bool:
+    """Whether this begins as a zip archive does."""
+    return source.size >= 4 and source.read(0, 4) == b"PK\3\4"
+
+
+def members(source: Source) -> dict[str, Member]:
+    """The members of an archive by name; of several of one name the last, as everywhere.
+
+    Raises:
+        ValueError: there is no directory, or it is damaged or too large.
+    """
+    start, size = _directory(source)
+    if size > _DIRECTORY_LIMIT:
+        raise ValueError(f"its zip directory has {size} bytes, more than a model's ever has.")
+    directory = source.read(start, size)
+    found, at = {}, 0
+    while at < size:
+        try:
+            magic, flags, method, crc, packed, unpacked, *lengths, header = struct.unpack_from(
+                "<4s4x2H4x3I3H8xI", directory, at
+            )
+            name_at, extra_at = at + 46, at + 46 + lengths[0]
+            name = directory[name_at:extra_at].decode(errors="replace")
+            extra = directory[extra_at : extra_at + lengths[1]]
+            packed, unpacked, header = _zip64(extra, packed, unpacked, header)
+        except struct.error:
+            raise ValueError("its zip directory is damaged.") from None
+        if magic != b"PK\1\2":
+            raise ValueError("its zip directory is damaged.")
+        found[name] = Member(name, flags, method, crc, packed, unpacked, header, start + at)
+        at = extra_at + lengths[1] + lengths[2]
+    return found
+
+
+def content(source: Source, member: Member) -> Source:
+    """A member's content: a range of the archive itself where it is stored, in memory where it is deflated.
+
+    Raises:
+        ValueError: it is damaged, encrypted, in an unknown form, or expands beyond measure.
+    """
+    if member.flags & 1:
+        raise ValueError(f"its member {member.name!r} is encrypted.")
+    start = content_start(source, member)
+    packed = Source(source.file, source.start + start, member.packed)
+    if member.method == 0 and member.packed == member.size:
+        unpacked = packed
+    elif member.method == 8:
+        if member.size > _EXPANSION_LIMIT * member.packed + _SMALL_CHANGE:
+            raise ValueError(
+                f"its member {member.name!r} says that {member.packed} bytes expand to {member.size}, which no "
+                "model's do."
+            )
+        unpacked = Source(_inflate(packed, member))
+    else:
+        raise ValueError(f"its member {member.name!r} is packed in a way that Keras does not use.")
+    if unpacked.crc32() != member.crc:
+        raise ValueError(f"its member {member.name!r} is damaged: its checksum differs.")
+    return unpacked
+
+
+def content_start(source: Source, member: Member) -> int:
+    """Where a member's bytes begin: after a header, whose length only itself tells."""
+    header = source.read(member.header, 30)
+    if header[:4] != b"PK\3\4":
+        raise ValueError(f"its member {member.name!r} is not where the zip directory says.")
+    start = member.header + 30 + sum(struct.unpack_from("<2H", header, 26))
+    if start + member.packed > source.size:
+        raise ValueError(f"it is cut off or damaged: its member {member.name!r} goes beyond its end.")
+    return start
+
+
+def checksum_positions(source: Source, member: Member) -> list[int]:
+    """Every place where the archive keeps the checksum of a member, 4 bytes each, in little endian."""
+    places = [member.entry + 16]
+    if not member.flags & 8:
+        return [*places, member.header + 14]
+    # Written to something that could not seek: the checksum follows the content, with or without a magic.
+    end = content_start(source, member) + member.packed
+    return [*places, end + 4 if source.read(end, 4) == b"PK\7\x08" else end]
+
+
+def _directory(source: Source) -> tuple[int, int]:
+    """Position and size of the directory, from the record at the archive's end."""
+    tail_at = max(0, source.size - 22 - 0xFFFF)  # a comment of at most 0xFFFF bytes may follow the record
+    tail = source.read(tail_at, source.size - tail_at)
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + 22 > len(tail):
+        raise ValueError("it is cut off or damaged: it begins as a zip archive and does not end as one.")
+    size, start = struct.unpack_from("<2I", tail, at + 12)
+    locator = at - 20
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
+        (record,) = struct.unpack_from("<Q", tail, locator + 8)
+        size, start = struct.unpack("<2Q", source.read(record, 56)[40:56])
+    return start, size
+
+
+def _zip64(extra: bytes, packed: int, unpacked: int, header: int) -> tuple[int, int, int]:
+    """The three sizes of an entry, where they are too large for its 32-bit fields from its extra field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == 1:
+            values = (value for (value,) in struct.iter_unpack("<Q", extra[at + 4 :][: length // 8 * 8]))
+            full = 0xFFFFFFFF
+            unpacked, packed, header = (
+                next(values, each) if each == full else each for each in (unpacked, packed, header)
+            )
+        at += 4 + length
+    return packed, unpacked, header
+
+
+def _inflate(packed: Source, member: Member) -> BinaryIO:
+    inflate, out = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    try:
+        for piece in packed.pieces():
+            out.write(inflate.decompress(piece, member.size + 1 - out.tell()))
+            if out.tell() > member.size:
+                break
+    except zlib.error as error:
+        raise ValueError(f"its member {member.name!r} is damaged: {error}.") from None
+    if out.tell() != member.size:
+        raise ValueError(f"its member {member.name!r} is damaged: it has another size than it says.")
+    return out

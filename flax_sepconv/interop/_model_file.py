@@ -1,0 +1,185 @@
+"""A model's file, opened: which `SeparableConv1D` layers it holds, and where their weights are.
+
+    path ─► archive (.keras) ─► config.json, model.weights.h5 ─┐
+        ├─► HDF5 (.h5) ────────► model_config, model_weights ──┼─► {path of names: (config, weights)}
+        └─► folder ────────────► a SavedModel ─────────────────┘
+
+What a file is, its first bytes tell, not its name. Everything that is wrong with its content is a `ValueError`
+that begins with the file's name; what is wrong with the path (no such file, no permission) stays an `OSError`.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flax_sepconv._keras_object import shown
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.interop import _archive, _hdf5, _model_config, _saved_model, _weights
+from flax_sepconv.interop._archive import Source
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_REASON_LIMIT = 1000
+
+
+class Found(NamedTuple):
+    """A layer in a file.
+
+    Attributes:
+        config: its config.
+        places: its weights by name, once for each place where the file has them; Keras uses the last.
+    """
+
+    config: SeparableConv1DConfig
+    places: list[dict]
+
+    @property
+    def weights(self) -> dict:
+        """Its weights as Keras would load them."""
+        return self.places[-1]
+
+
+class ModelFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        layers: the layers by their paths of names.
+        unknown: what looks like the weights of further layers, which the file has no config of.
+        source: what the positions of weights count from; `None` where they cannot be replaced in place.
+        whole: the file as a whole.
+        checksums: where in the whole file the checksum of the source stands.
+    """
+
+    layers: dict[str, Found]
+    unknown: list[str]
+    source: Source | None = None
+    whole: Source | None = None
+    checksums: Sequence[int] = ()
+
+
+def read(
+    path: str | os.PathLike,
+) -> tuple[dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]], str]:
+    """The config and the weights of each layer in a file, and a note on what was left out, else an empty string.
+
+    Raises:
+        ValueError: its content is damaged, hostile, or of a kind that is not read.
+        OSError: there is none, or it may not be read.
+    """
+    with opened(path) as file:
+        note = (
+            ""
+            if not file.unknown
+            else (
+                f"{os.fspath(path)} has weights like those of SeparableConv1D layers at {shown(file.unknown)}, but no "
+                "config of them; they are left out. A class of your own must write its layers into its `get_config` to "
+                "have them found; or load the file in Keras and pass them to `from_layer`."
+            )
+        )
+        layers = {
+            name: (found.config, {leaf: array.read() for leaf, array in found.weights.items()})
+            for name, found in file.layers.items()
+        }
+    return layers, note
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, name: str | os.PathLike | None = None) -> Iterator[ModelFile]:
+    """Opens the file of a model for as long as the context lasts.
+
+    Args:
+        path: a `.keras` or `.h5` file of any name, or a SavedModel folder.
+        name: what messages call it; the path if `None`.
+
+    Raises:
+        ValueError: its content is damaged, hostile, or of a kind that is not read.
+        OSError: there is none, or it may not be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = _read(os.fspath(path), stack)
+            _check_places(file)
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+            reason = reason if len(reason) <= _REASON_LIMIT else f"{reason[:_REASON_LIMIT]}..."
+            raise ValueError(f"{os.fspath(name or path)}: {reason}") from None
+        yield file
+
+
+def _check_places(file: ModelFile) -> None:
+    """Refuses weights of a wrong type or place, and more of them than the file has bytes."""
+    arrays = [array for found in file.layers.values() for place in found.places for array in place.values()]
+    spans = {(id(array.source), array.position, array.nbytes) for array in arrays}
+    sources = {id(array.source): array.source.size for array in arrays}
+    if len(spans) != len(arrays) or sum(size for _, _, size in spans) > sum(sources.values()):
+        raise ValueError("it is damaged: the weights of different layers overlap.")
+
+
+def _read(path: str, stack: contextlib.ExitStack) -> ModelFile:
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        if not _saved_model.is_saved_model(path):
+            raise ValueError("it is a folder, and no SavedModel. A .keras or .h5 file would do.")
+        found = _saved_model.read(path, stack)
+        return ModelFile({key: Found(config, [weights]) for key, (config, weights) in found.items()}, [])
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is neither a file nor a folder.")
+    source = _archive.opened(path, stack)
+    if _archive.is_archive(source):
+        return _read_archive(source)
+    if _hdf5.is_hdf5(source):
+        return _read_hdf5(source)
+    raise ValueError("it is neither a .keras archive nor an HDF5 file, whatever its name says.")
+
+
+def _read_archive(whole: Source) -> ModelFile:
+    members = _archive.members(whole)
+    if _WEIGHTS not in members or _CONFIG not in members:
+        raise ValueError(
+            f"it is a zip archive, but none of a Keras model: it has no {_CONFIG!r} or no {_WEIGHTS!r}. "
+            "A file saved with `model.save('name.keras')` would do."
+        )
+    config = _archive.content(whole, members[_CONFIG])
+    model = _model_config.read(_text(config))
+    metadata = (
+        _model_config.parse(_text(_archive.content(whole, members[_METADATA])))
+        if _METADATA in members
+        else {}
+    )
+    version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+    source = _archive.content(whole, members[_WEIGHTS])
+    root = _hdf5.File(source).root
+    places, unknown = _weights.in_archive(model, root, keras_2=str(version).startswith("2."))
+    in_place = source.file is whole.file
+    checksums = _archive.checksum_positions(whole, members[_WEIGHTS]) if in_place else ()
+    return ModelFile(_by_name(places), unknown, source if in_place else None, whole, checksums)
+
+
+def _read_hdf5(source: Source) -> ModelFile:
+    root = _hdf5.File(source).root
+    config, weights = root.attribute("model_config"), root.group("model_weights")
+    if not isinstance(config, str) or weights is None:
+        raise ValueError(
+            "it is an HDF5 file without a model's config, which a file of weights alone is. A file saved with "
+            "`model.save('name.keras')` or `model.save('name.h5')` would do."
+        )
+    places, unknown = _weights.in_hdf5(_model_config.read(config), weights)
+    return ModelFile(_by_name(places), unknown, source, source)
+
+
+def _text(source: Source) -> bytes:
+    if source.size > _model_config.SIZE_LIMIT:
+        raise ValueError(f"its model config has {source.size} bytes, more than any model's.")
+    return source.read(0, source.size)
+
+
+def _by_name(places: _weights.Places) -> dict[str, Found]:
+    """The layers by their paths of names."""
+    layers: dict[str, Found] = {}
+    for layer, where in places.items():
+        assert layer.settings is not None
+        layers[_model_config.unused(layer.path, layers)] = Found(layer.settings, where)
+    return layers

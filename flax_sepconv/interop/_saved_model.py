@@ -1,0 +1,213 @@
+"""A SavedModel folder as Keras 2 writes it, read without TensorFlow.
+
+    keras_metadata.pb           for each layer its path of attributes and its config:
+                                    root.layer_with_weights-1.layer_with_weights-0 ─► {"class_name": ..., ...}
+    variables/variables.index   a sorted table of all weights:
+                                    variables/5/.ATTRIBUTES/VARIABLE_VALUE ─► dtype, shape, shard, position, size
+    variables/variables.data-*  the shards, with the values; and, under the key _CHECKPOINTABLE_OBJECT_GRAPH, the
+                                graph of attributes, along which a path leads to a key
+
+Everything but the shards is made of the two formats of `_wire`.
+"""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.interop import _archive, _model_config, _wire
+from flax_sepconv.interop._archive import Source
+
+_METADATA, _INDEX = "keras_metadata.pb", os.path.join("variables", "variables.index")
+_NAME_LIMIT, _SHARD_LIMIT = 1024, 1000
+# TensorFlow's numbers of the floating dtypes.
+_DTYPES = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.float64),
+    14: np.dtype(jnp.bfloat16),
+    19: np.dtype(np.float16),
+}
+_GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class Variable:
+    """A weight in a shard: the same attributes as a dataset in an HDF5 file.
+
+    Args:
+        entry: what the table says of it.
+        shard: opens a shard by its number.
+    """
+
+    def __init__(self, entry: bytes, shard: Callable[[int], Source]):
+        fields = _wire.fields(entry)
+        if 7 in fields:
+            raise ValueError("its weights are stored in slices, as those of models on several machines are.")
+        dtype, number, self.position, size = (_wire.number(fields, each) for each in (1, 3, 4, 5))
+        dimensions = [_wire.fields(each) for each in _wire.fields(fields.get(2, [b""])[0]).get(2, [])]
+        self.shape = tuple(_wire.number(each, 1) for each in dimensions)
+        if dtype not in _DTYPES:
+            raise ValueError("one of its SeparableConv1D weights does not hold floating-point numbers.")
+        self.dtype = _DTYPES[dtype].newbyteorder("<")
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self.source: Source = shard(number)
+        if size != self.nbytes or self.position + size > self.source.size:
+            raise ValueError("it is cut off or damaged: the size or place of a weight is wrong.")
+
+    def read(self) -> np.ndarray:
+        """A copy of its values, in the machine's byte order."""
+        data = self.source.read(self.position, self.nbytes)
+        return np.frombuffer(data, self.dtype).reshape(self.shape).astype(self.dtype.newbyteorder("="))
+
+
+def is_saved_model(folder: str) -> bool:
+    """Whether this folder is a SavedModel of TensorFlow's."""
+    return os.path.isfile(os.path.join(folder, "saved_model.pb"))
+
+
+def read(
+    folder: str, stack: contextlib.ExitStack
+) -> dict[str, tuple[SeparableConv1DConfig, dict[str, Variable]]]:
+    """The config and the weights of each `SeparableConv1D`, by the layers' names joined with `/`.
+
+    Args:
+        folder: the SavedModel.
+        stack: keeps its files open.
+
+    Raises:
+        ValueError: it was not written by a Keras 2 from TF 2.5 on, or is damaged.
+    """
+    if not os.path.isfile(os.path.join(folder, _METADATA)):
+        raise ValueError(
+            "it is a SavedModel without the configs of its layers (a `keras_metadata.pb`), as Keras 3's `export` "
+            "and TF before 2.5 write. Save the model as a .keras or .h5 file."
+        )
+    names, separable = _nodes(_whole(_open(folder, _METADATA, stack)))
+    if not separable:
+        return {}
+    table = _open(folder, _INDEX, stack)
+    index = _wire.table(table, {b"", _GRAPH})
+    shards = _wire.fields(index.get(b"", b"")).get(1, [1])[0]
+
+    @functools.cache
+    def shard(number: int) -> Source:
+        if not isinstance(shards, int) or not 0 <= number < shards <= _SHARD_LIMIT:
+            raise ValueError("it is damaged: it refers to a shard that it does not have.")
+        return _open(folder, os.path.join("variables", f"variables.data-{number:05}-of-{shards:05}"), stack)
+
+    graph = _Graph(index.get(_GRAPH, b""), shard)
+    found = {}
+    for path, entry in separable.items():
+        name = _model_config.unused("/".join(_names_along(path, names)), found)
+        settings = _model_config.settings(entry, name)
+        found[name] = settings, {weight.name: graph.key(path, weight.name) for weight in settings.weights(1)}
+    index = _wire.table(table, {key for _, keys in found.values() for key in keys.values()})
+    layers = {}
+    for name, (settings, keys) in found.items():
+        variables = {leaf: Variable(index.get(key, b""), shard) for leaf, key in keys.items()}
+        _, channels, _ = (*variables["depthwise_kernel"].shape, 0, 0, 0)[:3]
+        shapes = {weight.name: weight.shape for weight in settings.weights(channels)}
+        if {leaf: variable.shape for leaf, variable in variables.items()} != shapes:
+            raise ValueError(f"layer {name!r}: its weights do not fit {settings}. The folder is damaged.")
+        layers[name] = settings, variables
+    return layers
+
+
+def _open(folder: str, name: str, stack: contextlib.ExitStack) -> Source:
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise ValueError(f"it is a SavedModel without its {name!r}.")
+    return _archive.opened(path, stack)
+
+
+def _whole(source: Source) -> bytes:
+    if source.size > _wire.SIZE_LIMIT:
+        raise ValueError(
+            f"it has a file of {source.size} bytes, where no model needs more than {_wire.SIZE_LIMIT}."
+        )
+    return source.read(0, source.size)
+
+
+def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping]]:
+    """The name of each layer, and the entry of each `SeparableConv1D`, by their paths from the model."""
+    names, separable = {}, {}
+    for node in _wire.fields(metadata).get(1, []):
+        fields = _wire.fields(node)
+        try:
+            path, text = (fields.get(each, [b""])[0].decode() for each in (3, 5))
+        except (AttributeError, UnicodeDecodeError):
+            raise ValueError("its keras_metadata.pb is damaged.") from None
+        entry = _without_tuples(_model_config.parse(text or "null"))
+        if not isinstance(entry, dict):
+            continue
+        names[path] = str(entry.get("name", path.rpartition(".")[2]))
+        if max(len(path), len(names[path])) > _NAME_LIMIT:
+            raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
+        if _model_config.is_layer(entry) and _model_config.is_separable(entry):
+            separable[path] = entry
+    if len(separable) > _model_config.LAYER_LIMIT:
+        raise ValueError("it has more SeparableConv1D layers than any model.")
+    return names, separable
+
+
+def _without_tuples(value: Any) -> Any:
+    """Lists for what Keras writes as `{"class_name": "__tuple__", "items": [...]}`."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__tuple__":
+            return _without_tuples(value.get("items"))
+        return {key: _without_tuples(each) for key, each in value.items()}
+    return [_without_tuples(each) for each in value] if isinstance(value, list) else value
+
+
+def _names_along(path: str, names: Mapping[str, str]) -> Iterable[str]:
+    """The names of the layers on the way to a layer; what is on it without being a layer has none."""
+    steps = path.split(".")
+    for length in range(2, len(steps) + 1):
+        on_the_way = ".".join(steps[:length])
+        if on_the_way in names:
+            yield names[on_the_way]
+
+
+class _Graph:
+    """The graph of attributes. It is stored as a tensor of one string: its length, a checksum, and the string.
+
+    Args:
+        entry: what the table says of it.
+        shard: opens a shard by its number.
+    """
+
+    def __init__(self, entry: bytes, shard: Callable[[int], Source]):
+        fields = _wire.fields(entry)
+        number, position, size = (_wire.number(fields, each) for each in (3, 4, 5))
+        if size > _wire.SIZE_LIMIT:
+            raise ValueError("it is damaged: the graph of its objects is larger than any model's.")
+        stored = shard(number).read(position, size)
+        _, at = _wire.varint(stored, 0)
+        self._nodes = _wire.fields(stored[at + 4 :]).get(1, [])
+        self._read: dict[int, tuple[dict[bytes, int], Any]] = {}
+
+    def key(self, path: str, weight: str) -> bytes:
+        """The table's key of a layer's weight."""
+        at = 0
+        for step in [*path.split(".")[1:], weight]:
+            at = self._node(at)[0].get(step.encode(), -1)
+        key = self._node(at)[1]
+        if not isinstance(key, bytes):
+            raise ValueError(f"it is damaged: its {path!r} has no {weight!r}.")
+        return key
+
+    def _node(self, at: int) -> tuple[dict[bytes, int], Any]:
+        """Where a node's attributes lead, and the key of its value."""
+        if not 0 <= at < len(self._nodes):
+            raise ValueError("it is damaged: the graph of its objects does not have all of them.")
+        if at not in self._read:
+            fields = _wire.fields(self._nodes[at])
+            links, values = ([_wire.fields(each) for each in fields.get(field, [])] for field in (1, 2))
+            targets = {link[2][0]: _wire.number(link, 1) for link in links if 2 in link}
+            self._read[at] = targets, next((value[3][0] for value in values if 3 in value), None)
+        return self._read[at]

@@ -1,0 +1,254 @@
+"""Where in a file the weights of each `SeparableConv1D` are: the naming rules of Keras's two formats.
+
+Keras's own format (`.keras`) puts a layer's weights in the order of their creation into a group that is named
+for where the layer is held, not for the layer:
+
+    layers/separable_conv1d/vars/0          first of its class in the model's list of layers: depthwise kernel
+    layers/functional_1/layers/…            in the second of the models nested in it
+    layers/time_distributed/layer/vars/1    wrapped: pointwise kernel
+
+HDF5 files (`.h5`) have a group for each layer of the outermost model, by name, and in it the weights of all
+that this layer holds, trainable ones first, under the names of TensorFlow's variables:
+
+    model_weights/inner/first/depthwise_kernel:0
+
+Which names those are has changed with every version. They serve to tell layers apart; where they do not, the
+order does, as in Keras itself.
+"""
+
+import collections
+import itertools
+import re
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.interop._hdf5 import Dataset, Group
+from flax_sepconv.interop._model_config import Layer, snake_case
+
+Weights: TypeAlias = dict[str, Dataset]
+"""The weights of a layer by their names in `params`."""
+
+Places: TypeAlias = dict[Layer, list[Weights]]
+"""The weights of each layer, at each place where the file has them."""
+
+_LEAVES = ("depthwise_kernel", "pointwise_kernel", "bias")
+
+
+def in_archive(model: Layer, root: Group, keras_2: bool) -> tuple[Places, list[str]]:
+    """The places of all weights in the HDF5 file of Keras's own format.
+
+    Args:
+        model: the tree of its layers.
+        root: the file's root.
+        keras_2: whether a Keras 2 wrote it, which counts shared layers otherwise.
+
+    Returns:
+        The places, and the groups that look like the weights of layers which the config does not describe.
+
+    Raises:
+        ValueError: a layer's weights are missing, or it cannot be told which are whose.
+    """
+    groups = _groups_by_rule(model, root, keras_2)
+    layers = [layer for layer in model.separable() if layer.same_as is None]
+    places: Places = {}
+    taken: set[int] = set()
+
+    def take(layer: Layer, group: Group, weights: Weights):
+        places[layer] = [weights]
+        taken.add(group.address)
+
+    for layer in layers:
+        group = groups[layer]
+        group = group.group("vars") if group else None
+        weights = _fitting(layer, group)
+        if group and weights and group.attribute("name") in (layer.name, None) and group.address not in taken:
+            take(layer, group, weights)
+    # What is left is in a class that holds its layers under other names than its config.
+    for layer in layers:
+        if layer not in places:
+            take(layer, *_searched(layer, groups[layer.parent or layer], taken))
+    places = {layer: places[layer] for layer in layers}
+    unknown = [
+        group.path for group in root.walk() if group.address not in taken and _looks_separable(_vars(group))
+    ]
+    return places, unknown
+
+
+def in_hdf5(model: Layer, root: Group) -> tuple[Places, list[str]]:
+    """The places of all weights in the group `model_weights` of an HDF5 file.
+
+    Args:
+        model: the tree of its layers.
+        root: that group.
+
+    Returns:
+        The places, and the weights that look like those of layers which the config does not describe.
+
+    Raises:
+        ValueError: a layer's weights are missing, or it cannot be told which are whose.
+    """
+    places: Places = {}
+    unknown = []
+    holders = {child.name: child for child in model.children if child.holds}
+    for name in dict.fromkeys((*_attribute_list(root, "layer_names"), *holders)):
+        group = root.group(name)
+        runs = dict(_runs(group, name)) if group else {}
+        for layer, weights in _paired(holders[name].separable() if name in holders else [], runs):
+            places.setdefault(layer.original, []).append(weights)
+        unknown += [
+            f"{name}/{prefix}" for prefix, weights in runs.items() if _looks_separable([*weights.values()])
+        ]
+    for layer in model.separable():
+        if layer.original not in places:
+            raise ValueError(_missing(layer))
+    return {layer: places[layer] for layer in model.separable() if layer in places}, unknown
+
+
+def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Group | None]:
+    """The group of each layer where every class holds its layers as its config names them."""
+    # The first versions of the format, in TF 2.12 and 2.13, have another name for a model's list.
+    old = root.group("layers") is None and root.group("_layer_checkpoint_dependencies") is not None
+    groups: dict[Layer, Group | None] = {model: root}
+    for layer in model.holding():
+        used: collections.Counter[tuple[str, str]] = collections.Counter()
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for child in layer.children:
+            slot = "_layer_checkpoint_dependencies" if old and child.slot == "layers" else child.slot
+            group = groups[layer]
+            group = group.group(slot) if group else None
+            if child.in_list and group:
+                name = snake_case(child.class_name, keras_2)
+                number = used[slot, name]
+                # Keras 3 counts every layer. What Keras 2 counts has changed, but it has a group for each.
+                if keras_2 and (slot, name) not in numbers:
+                    numbers[slot, name] = _numbers(group, name)
+                if keras_2 and number < len(numbers[slot, name]):
+                    number = numbers[slot, name][number]
+                used[slot, name] += not (keras_2 and child.same_as)
+                group = group.group(f"{name}_{number}" if number else name) if child.holds else None
+            if child.holds:
+                groups[child] = group
+    return groups
+
+
+def _numbers(group: Group, name: str) -> list[int]:
+    """The numbers that the groups of one class have: 0 for `dense`, 2 for `dense_2`."""
+    numbered = re.compile(re.escape(name) + r"(?:_(\d{1,9}))?")
+    return sorted(int(match[1] or 0) for each in group.names() if (match := numbered.fullmatch(each)))
+
+
+def _searched(layer: Layer, parent: Group | None, taken: set[int]) -> tuple[Group, Weights]:
+    """The one group below its parent's that fits a layer: by name where the file has names, else by shape."""
+    candidates = []
+    for group in parent.walk() if parent else ():
+        weights = _fitting(layer, group)
+        if weights and group.address not in taken:
+            candidates.append((group, weights))
+    named = [each for each in candidates if each[0].attribute("name") == layer.name]
+    nameless = [each for each in candidates if each[0].attribute("name") is None]
+    candidates = named or nameless
+    if not candidates:
+        raise ValueError(_missing(layer))
+    if len(candidates) > 1:
+        raise ValueError(
+            f"layer {layer.path!r}: its weights may be those in {' or '.join(repr(g.path) for g, _ in candidates)}, "
+            f"for {layer.parent.class_name if layer.parent else 'the model'} is no class of Keras's. Load the file in "
+            "Keras and pass the layer to `from_layer`."
+        )
+    return candidates[0]
+
+
+def _fitting(layer: Layer, group: Group | None) -> Weights | None:
+    """The weights in a group, where their number and shapes are those of the layer."""
+    return _match(layer.settings, _vars(group)) if group and layer.settings else None
+
+
+def _match(settings: SeparableConv1DConfig, arrays: list[Dataset]) -> Weights | None:
+    if not arrays or len(arrays[0].shape) != 3 or 0 in arrays[0].shape:
+        return None
+    weights = settings.weights(arrays[0].shape[1])
+    if [weight.shape for weight in weights] != [array.shape for array in arrays]:
+        return None
+    return {weight.name: array for weight, array in zip(weights, arrays, strict=True)}
+
+
+def _vars(group: Group) -> list[Dataset]:
+    """The arrays of a group of Keras's own format, in order; none for other groups."""
+    names = group.names()
+    if sorted(names) not in (["0", "1"], ["0", "1", "2"]):
+        return []
+    arrays = [group.get(str(i)) for i in range(len(names))]
+    return [array for array in arrays if isinstance(array, Dataset)]
+
+
+def _looks_separable(arrays: list[Dataset]) -> bool:
+    """Whether these could be the weights of any `SeparableConv1D`."""
+    shapes = [array.shape for array in arrays]
+    if [len(shape) for shape in shapes] not in ([3, 3], [3, 3, 1]):
+        return False
+    (_, channels, multiplier), (one, between, filters), *bias = shapes
+    return one == 1 and between == channels * multiplier and bias in ([], [(filters,)])
+
+
+def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
+    """The weights in an HDF5 file's group that stand together as those of a `SeparableConv1D` do, by prefix."""
+    names = _attribute_list(group, "weight_names")
+    if len(set(names)) != len(names):
+        raise ValueError(f"it is damaged: several weights of layer {holder!r} have one name.")
+    at = 0
+    while at < len(names):
+        prefix = names[at].rpartition("/")[0]
+        leaves = [_leaf(name) for name in names[at : at + 3] if name.rpartition("/")[0] == prefix]
+        length = next((n for n in (3, 2) if leaves[:n] == [*_LEAVES[:n]]), 0)
+        arrays = [group.get(name) for name in names[at : at + length]]
+        if length and all(isinstance(array, Dataset) for array in arrays):
+            yield prefix, dict(zip(_LEAVES, arrays, strict=False))  # pyright: ignore[reportReturnType]
+        at += length or 1
+
+
+def _paired(layers: list[Layer], runs: dict[str, Weights]) -> Iterator[tuple[Layer, Weights]]:
+    """Each layer with its weights, which are taken out of `runs`."""
+    rest = []
+    for layer in layers:
+        # Keras 2 names the variables of a wrapped layer for the wrapper.
+        for name in (layer.name, layer.parent.name if layer.parent else None):
+            named = [
+                prefix for prefix in runs if prefix.rpartition("/")[2] == name and _fits(layer, runs[prefix])
+            ]
+            if len(named) == 1:
+                yield layer, runs.pop(named[0])
+                break
+        else:
+            rest.append(layer)
+    if rest and len(rest) != len(runs):
+        raise ValueError(_missing(rest[0]))
+    in_order = sorted(rest, key=lambda layer: not layer.trainable)
+    for layer, prefix in zip(in_order, [*runs], strict=False):
+        if not _fits(layer, runs[prefix]):
+            raise ValueError(_missing(layer))
+        yield layer, runs.pop(prefix)
+
+
+def _fits(layer: Layer, weights: Weights) -> bool:
+    return layer.settings is not None and _match(layer.settings, [*weights.values()]) is not None
+
+
+def _leaf(name: str) -> str:
+    return re.sub(r":\d+$", "", name.rpartition("/")[2])
+
+
+def _attribute_list(group: Group, name: str) -> list[str]:
+    """A list of strings; Keras splits those too large for one attribute."""
+    found = group.attribute(name)
+    if found is not None:
+        return found if isinstance(found, list) else [found]
+    parts = (group.attribute(f"{name}{number}") for number in itertools.count())
+    return [*itertools.chain.from_iterable(itertools.takewhile(lambda part: isinstance(part, list), parts))]
+
+
+def _missing(layer: Layer) -> str:
+    return (
+        f"layer {layer.path!r}: the file has no weights that fit {layer.settings}. It is damaged, or was saved "
+        "before the model was built."
+    )

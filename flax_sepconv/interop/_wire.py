@@ -1,0 +1,115 @@
+"""Two formats that TensorFlow's files are made of, read within bounds: protocol buffers and LevelDB's table.
+
+A protocol buffer is a row of fields, each with a number and a kind, and messages are fields of messages. A table
+is a row of blocks of keys and values, in which a key says in what it differs from the one before, and a last
+block that says where the others are.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax_sepconv.interop._archive import MEBIBYTE, Source
+
+SIZE_LIMIT = 16 * MEBIBYTE
+_STEP_LIMIT, _KEY_LIMIT = 1_000_000, 1024
+_TABLE_MAGIC = 0xDB4775248B80FB57
+
+
+def table(source: Source, wanted: set[bytes]) -> dict[bytes, bytes]:
+    """The values of the wanted keys."""
+    footer = source.read(max(0, source.size - 48), min(48, source.size))
+    if len(footer) < 48 or struct.unpack("<Q", footer[40:])[0] != _TABLE_MAGIC:
+        raise ValueError("its variables.index is cut off or damaged.")
+    *_, at, size = _handle(footer, 2)
+    found, steps = {}, 0
+    for _, handle in _entries(_block(source, at, size)):
+        at, size = _handle(handle, 1)
+        for key, value in _entries(_block(source, at, size)):
+            if key in wanted:
+                found[key] = value
+            steps += 1
+        steps += 1 + size // 4096
+        if steps > _STEP_LIMIT:
+            raise ValueError("its variables.index is damaged, or larger than any model's.")
+    return found
+
+
+def _block(source: Source, at: int, size: int) -> bytes:
+    if size > SIZE_LIMIT:
+        raise ValueError("its variables.index is damaged.")
+    block = source.read(at, size + 1)  # a byte for the kind of compression follows
+    if block[-1] != 0:
+        raise ValueError("its variables.index is compressed, as TensorFlow's never is, or damaged.")
+    return block[:-1]
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """A block's keys and values. At its end are positions at which to begin a search, and their number."""
+    end = len(block) - 4
+    end -= 4 * struct.unpack_from("<I", block, end)[0] if end >= 0 else 0
+    at, key = 0, b""
+    while at < end:
+        shared, at = varint(block, at)
+        more, at = varint(block, at)
+        length, at = varint(block, at)
+        if shared > len(key) or shared + more > _KEY_LIMIT or at + more + length > end:
+            raise ValueError("its variables.index is damaged.")
+        key = key[:shared] + block[at : at + more]
+        yield key, block[at + more : at + more + length]
+        at += more + length
+
+
+def _handle(data: bytes, count: int) -> list[int]:
+    """Positions and sizes of blocks."""
+    numbers, at = [], 0
+    for _ in range(2 * count):
+        number, at = varint(data, at)
+        numbers.append(number)
+    return numbers
+
+
+def fields(message: Any) -> dict[int, list[Any]]:
+    """A message's fields by number: integers, and bytes for strings and messages."""
+    if not isinstance(message, bytes):
+        raise ValueError("it is damaged: a number stands where a message should.")
+    fields: dict[int, list[Any]] = {}
+    at = 0
+    while at < len(message):
+        tag, at = varint(message, at)
+        match tag & 7:
+            case 0:
+                value, at = varint(message, at)
+            case 1 | 5 as kind:
+                size = 8 if kind == 1 else 4
+                value, at = int.from_bytes(message[at : at + size], "little"), at + size
+            case 2:
+                size, at = varint(message, at)
+                value, at = message[at : at + size], at + size
+            case _:
+                raise ValueError("it is damaged: it is not a protocol buffer.")
+        if at > len(message):
+            raise ValueError("it is damaged: a protocol buffer is cut off.")
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def number(fields: Mapping[int, list[Any]], field: int) -> int:
+    """A field that holds an integer; 0 where it is left out."""
+    value = fields.get(field, [0])[0]
+    if not isinstance(value, int):
+        raise ValueError("it is damaged: a message stands where a number should.")
+    return value
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """An integer in as many bytes as it needs, seven bits each, and the position after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        number |= (data[at] & 127) << shift
+        at += 1
+        if not data[at - 1] & 128:
+            return number, at
+    raise ValueError("it is damaged: a number is cut off.")

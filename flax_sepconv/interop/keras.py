@@ -1,0 +1,254 @@
+"""Keras's files and live layers, there and back, without Keras or TensorFlow.
+
+    load(path)  ─► {"encoder/separable_conv1d": (config, params), ...}
+    save(path, {"encoder/separable_conv1d": params}, out)       the same file with these weights in it
+
+reads and writes `.keras` archives and whole-model `.h5` files of Keras 2 and 3, and reads the SavedModel
+folders of Keras 2. Layers are found wherever the model's config has them: in models nested to any depth, in
+wrappers, in classes of one's own that write their layers into their config. They are keyed by the layers' names
+from the outermost model inwards. A layer that the file says is shared is there once, at its first place.
+
+Files are untrusted: nothing in them is unpickled, imported or run. All that is damaged or hostile is refused as
+a `ValueError` that names the file, in bounded time and memory. `save` changes the bytes of the weights and no
+others, in a copy that takes the place of the original only when it is whole.
+
+    from_layer(keras_layer) ─► config, params
+    to_layer(config, params) ─► keras_layer
+
+are for where Keras is at hand. Nothing else here imports it.
+"""
+
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_sepconv import activations
+from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.functional import check_config, check_params
+from flax_sepconv.interop import _model_file
+from flax_sepconv.interop._archive import Source
+from flax_sepconv.interop._arrays import on_device
+from flax_sepconv.interop._atomic import replacing
+from flax_sepconv.interop._model_file import ModelFile
+
+__all__ = ["from_layer", "load", "save", "to_layer"]
+
+_MODULES = ("keras", "tf_keras", "tensorflow")
+
+
+def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
+    """Every `SeparableConv1D` layer in a Keras model's file.
+
+    Args:
+        path: a `.keras` or `.h5` file, or a SavedModel folder of Keras 2. Its content tells which, not its name.
+
+    Returns:
+        The config and the parameters of each layer by the layers' names joined with `/`, in the order of the
+        model; empty for a model that has none. The parameters have the file's dtypes and are on JAX's default
+        device.
+
+    Raises:
+        ValueError: the file is damaged, hostile, or none of a whole model; a layer in it is one that Keras
+            would refuse; or it holds float64 while JAX's 64-bit mode is off.
+        OSError: there is no such file, or it may not be read.
+
+    Warns:
+        UserWarning: the file also holds what looks like the weights of such layers in a class of somebody's
+            own whose config does not describe them; these are left out.
+
+    Example:
+        >>> import flax_sepconv as fsc
+        >>> from flax_sepconv.interop import keras
+        >>> for name, (config, params) in keras.load("model.keras").items():  # doctest: +SKIP
+        ...     y = fsc.separable_conv1d(params, x, config)
+    """
+    layers, note = _model_file.read(path)
+    if note:
+        warnings.warn(note, stacklevel=2)
+    return {
+        name: (
+            config,
+            {leaf: on_device(value, f"{os.fspath(path)}: {name}/{leaf}") for leaf, value in params.items()},
+        )
+        for name, (config, params) in layers.items()
+    }
+
+
+def save(path: str | os.PathLike, params: Mapping[str, Mapping[str, Any]], out: str | os.PathLike) -> None:
+    """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.
+
+    The copy has the bytes of the original but for these weights (and, in an archive, a checksum): other layers,
+    the optimizer, configs and metadata stay what they are. It is made beside `out` and takes its name at the
+    end, so `out` may be `path`, and whatever happens on the way leaves what was there.
+
+    Args:
+        path: a `.keras` or `.h5` file.
+        params: parameters of layers by the keys that `load` gives. Layers that are not in it keep their weights.
+        out: where the copy goes.
+
+    Raises:
+        ValueError: no such layer is in the file; parameters are missing, unknown, or differ in shape or dtype
+            from the file's; or the file is one that `load` refuses, a SavedModel folder, or an archive that
+            something other than Keras has compressed.
+        OSError: there is no such file, or `out` cannot be written.
+
+    Example:
+        >>> from flax_sepconv.interop import keras
+        >>> layers = keras.load("model.keras")  # doctest: +SKIP
+        >>> params = train({name: params for name, (_, params) in layers.items()})  # doctest: +SKIP
+        >>> keras.save("model.keras", params, "trained.keras")  # doctest: +SKIP
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        raise ValueError(
+            f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
+        )
+    with replacing(out) as copy:
+        with open(name, "rb") as original:
+            shutil.copyfileobj(original, copy)
+        shutil.copymode(name, copy.name)
+        copy.flush()
+        with _model_file.opened(copy.name, name=name) as file:
+            try:
+                pieces = _pieces(file, params)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        for position, data in pieces:
+            copy.seek(position)
+            copy.write(data)
+        if pieces and file.source:
+            checksum = Source(copy, file.source.start, file.source.size).crc32()
+            for position in file.checksums:
+                copy.seek(position)
+                copy.write(checksum.to_bytes(4, "little"))
+
+
+def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
+    """The config and the parameters of a live Keras layer.
+
+    Args:
+        layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow.
+
+    Raises:
+        ValueError: the layer is not built yet, or it holds float64 while JAX's 64-bit mode is off.
+        TypeError: not such a layer.
+
+    Example:
+        >>> import keras, flax_sepconv.interop.keras as interop  # doctest: +SKIP
+        >>> config, params = interop.from_layer(model.get_layer("separable_conv1d"))  # doctest: +SKIP
+    """
+    cls = type(layer)
+    if cls.__name__ != "SeparableConv1D" or cls.__module__.partition(".")[0] not in _MODULES:
+        raise TypeError(f"`layer` must be a SeparableConv1D of Keras's; got {layer!r}.")
+    config = SeparableConv1DConfig.from_config(layer.get_config())
+    values = layer.get_weights()
+    if not values:
+        raise ValueError(f"`layer` must be built, by calling it or its `build`; got {layer!r}.")
+    names = [weight.name for weight in config.weights(in_features=1)]
+    return config, {name: on_device(value, name) for name, value in zip(names, values, strict=True)}
+
+
+def to_layer(config: SeparableConv1DConfig, params: Mapping[str, Any], keras: Any = None) -> Any:
+    """A live Keras layer with a config and parameters.
+
+    Args:
+        config: the layer's config.
+        params: its parameters, in any floating dtype; Keras stores them in `config.param_dtype`.
+        keras: the module whose layer it shall be: `keras`, `tf_keras` or `tf.keras`; `None` imports `keras`.
+
+    Returns:
+        A built `keras.layers.SeparableConv1D`.
+
+    Raises:
+        ValueError: Keras has no such layer: `padding="causal"` in Keras 3 (`keras=tf_keras` has it), callables
+            that it has no name for, dtypes that are no policy of its; or parameters that do not fit the config.
+        ImportError: Keras is not installed.
+
+    Example:
+        >>> import flax_sepconv.interop.keras as interop
+        >>> layer = interop.to_layer(config, params)  # doctest: +SKIP
+        >>> model = keras.Sequential([keras.Input((None, 12)), layer])  # doctest: +SKIP
+    """
+    check_config(config)
+    if keras is None:
+        try:
+            import keras  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError(
+                "`to_layer` needs Keras: `pip install keras` and one of its backends."
+            ) from error
+    cls = keras.layers.SeparableConv1D
+    is_keras_2 = not hasattr(keras, "ops")
+    if config.padding == "causal" and not is_keras_2:
+        raise ValueError(
+            "`padding='causal'` is no padding of Keras 3's SeparableConv1D. Keras 2 has it (`keras=tf_keras`); in "
+            "Keras 3, pad with `ZeroPadding1D((dilation_rate * (kernel_size - 1), 0))` and use 'valid'."
+        )
+    arrays = {name: np.asarray(value) for name, value in check_params(params, None, config).items()}
+    _, channels, _ = arrays["depthwise_kernel"].shape
+    layer = cls.from_config(_entries(config, is_keras_2))
+    layer.build((None, None, channels) if config.channel_axis == -1 else (None, channels, None))
+    layer.set_weights([arrays[weight.name] for weight in config.weights(channels)])
+    return layer
+
+
+def _entries(config: SeparableConv1DConfig, is_keras_2: bool) -> dict[str, Any]:
+    """The config in words that every version of Keras understands."""
+    activation = config.activation
+    if is_keras_2 and activation is activations.hard_sigmoid:
+        raise ValueError(
+            "`activation` is Keras 3's hard_sigmoid, which Keras 2 does not have; its own of that name is "
+            "flax_sepconv.activations.hard_sigmoid_keras2."
+        )
+    hard_sigmoid = is_keras_2 and activation is activations.hard_sigmoid_keras2
+    if hard_sigmoid:
+        config = dataclasses.replace(config, activation=None)
+    entries = config.get_config()
+    entries["dtype"] = entries["dtype"]["config"]["name"]  # before Keras 3 a policy had another class
+    if hard_sigmoid:
+        entries["activation"] = "hard_sigmoid"
+    for entry in ("depthwise_initializer", "pointwise_initializer", "bias_initializer"):
+        # Keras before 3.15 does not know these, and from then on they mean nothing where they are None.
+        arguments = entries[entry]["config"]
+        unset = [each for each in ("input_axes", "output_axes") if arguments.get(each, 0) is None]
+        entries[entry] = entries[entry] | {"config": {k: v for k, v in arguments.items() if k not in unset}}
+    if entries["name"] is None:
+        del entries["name"]
+    return entries
+
+
+def _pieces(file: ModelFile, params: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, bytes]]:
+    """The bytes to be written, each with its position in the whole file."""
+    if file.source is None:
+        raise ValueError(
+            "its weights are compressed, as Keras never does, and cannot be replaced. Load it in Keras and save "
+            "it again."
+        )
+    if not isinstance(params, Mapping):
+        raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
+    pieces = []
+    for key, given in params.items():
+        if key not in file.layers:
+            known = ", ".join(map(repr, file.layers)) or "none"
+            raise ValueError(f"`params` must have only layers of the file, which has {known}; got {key!r}.")
+        for place in file.layers[key].places:
+            if not isinstance(given, Mapping) or set(given) != set(place):
+                got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
+                wanted = ", ".join(map(repr, place))
+                raise ValueError(f"`params[{key!r}]` must have {wanted}; got {got or 'an empty dict'}.")
+            for leaf, there in place.items():
+                value = np.asarray(given[leaf])
+                dtype = there.dtype.newbyteorder("=")
+                if (value.shape, value.dtype) != (there.shape, dtype):
+                    raise ValueError(
+                        f"`params[{key!r}][{leaf!r}]` must have the shape {there.shape} and dtype {dtype}; got "
+                        f"{value.shape} and {value.dtype}."
+                    )
+                pieces.append((file.source.start + there.position, value.astype(there.dtype).tobytes()))
+    return pieces

@@ -1,0 +1,36 @@
+"""Damaged files are refused or loaded, and nothing else: `fuzz` in a short form."""
+
+import pathlib
+import random
+import tempfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.interop import fuzz
+
+IDS = [f"{path.parent.name}/{path.name}" for path in fuzz.FILES]
+
+
+@pytest.mark.parametrize("path", fuzz.FILES, ids=IDS)
+@settings(max_examples=12)
+@given(seed=st.integers(0, 2**32))
+def test_a_damaged_file_is_refused_or_loaded(path, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        result = fuzz.outcome(fuzz.case(path, random.Random(seed), pathlib.Path(folder)))
+    assert not result.startswith("FAILED"), result
+
+
+@pytest.mark.parametrize("path", [path for path in fuzz.FILES if path.is_file()][:6], ids=str)
+def test_a_file_cut_off_anywhere_is_refused_or_loaded(path, tmp_path):
+    data = path.read_bytes()
+    for end in range(0, len(data), 997):
+        (tmp_path / "cut").write_bytes(data[:end])
+        assert fuzz.outcome(tmp_path / "cut") == "refused"
+
+
+def test_what_says_it_is_large_is_refused(tmp_path):
+    for seed in range(30):
+        (tmp_path / "bomb.keras").write_bytes(fuzz.bombs(random.Random(seed)))
+        assert fuzz.outcome(tmp_path / "bomb.keras") == "refused"
