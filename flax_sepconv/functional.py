@@ -15,7 +15,7 @@ from jax import lax
 
 from flax_sepconv import _arguments, _geometry
 from flax_sepconv._depthwise import Geometry, definition, depthwise
-from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.config import SeparableConv1DConfig, Weight
 
 
 def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig) -> jax.Array:
@@ -93,10 +93,7 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
     params = {}
     for weight, subkey in zip(weights, jax.random.split(key, len(weights)), strict=True):
         value = jnp.asarray(weight.initializer(subkey, weight.shape, config.param_dtype))
-        if value.shape != weight.shape:
-            raise ValueError(
-                f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
-            )
+        check_initial(weight, value.shape)
         params[weight.name] = value.astype(config.param_dtype)
     return params
 
@@ -191,6 +188,14 @@ def check_param_dtype(config: SeparableConv1DConfig) -> None:
     if jax.dtypes.canonicalize_dtype(config.param_dtype) != config.param_dtype:
         raise ValueError(
             f"`param_dtype` {config.param_dtype} needs jax.config.update('jax_enable_x64', True); got it off."
+        )
+
+
+def check_initial(weight: Weight, shape: tuple[int, ...]) -> None:
+    """Refuses what an initializer returned if it is of another shape than it should be."""
+    if tuple(shape) != weight.shape:
+        raise ValueError(
+            f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {tuple(shape)}."
         )
 
 

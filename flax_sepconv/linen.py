@@ -4,6 +4,7 @@ The module makes parameters and calls `separable_conv1d`; no arithmetic lives he
 """
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from flax.core import meta
 from flax_sepconv._tree import StackedConfig
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_input, check_param_dtype, separable_conv1d
-from flax_sepconv.losses import activity_loss
+from flax_sepconv.losses import store_losses
 
 if TYPE_CHECKING:
     _Arguments = SeparableConv1DConfig
@@ -81,35 +82,33 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
             params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
         y = separable_conv1d(params, x, config)
         if self.is_mutable_collection("losses") and not self.is_initializing():
-            self._store_losses(config, params, y)
+            store_losses(functools.partial(self.sow, "losses"), params, y, config)
         return y
-
-    def _store_losses(self, config: SeparableConv1DConfig, params, y) -> None:
-        for weight in config.weights(in_features=1):
-            if config.trainable and weight.regularizer is not None:
-                term = weight.regularizer(params[weight.name])
-                self.sow("losses", weight.name, term, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-        if config.activity_regularizer is not None:
-            self.sow("losses", "activity", activity_loss(y, config))
 
 
 SeparableConvolution1D = SeparableConv1D
 """Keras's other name of the layer."""
 
 
-def layer_configs(model: nn.Module, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
-    """Finds every `SeparableConv1D` in a Linen model, without running the model.
+def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
+    """Finds every `SeparableConv1D` in a Linen or NNX model, without running the model.
 
     Args:
         model: any Linen module: layers may be nested, shared, made in `setup` or in a compact method, and under
-            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`.
-        *args: what `model.init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s.
+            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`. Or any NNX module: layers may be nested, shared, in lists
+            and dicts, and stacked by `nnx.vmap`.
+        *args: what a Linen model's `init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s. An NNX model
+            has its parameters already and takes nothing here.
         **kwargs: likewise, by name.
 
     Returns:
-        The config of each layer that `model.init` makes parameters for, by the layer's path in
-        `variables["params"]`, parts joined with `/`; `""` for a model that is itself such a layer. The config of
-        layers stacked by `nn.scan` or `nn.vmap` also says along which axes (`stack_axes`).
+        The config of each layer that has parameters, by the layer's path in `variables["params"]` or
+        `nnx.state(model)`, parts joined with `/`; `""` for a model that is itself such a layer. The config of layers
+        stacked by `nn.scan`, `nn.vmap` or `nnx.vmap` also says along which axes (`stack_axes`).
+
+    Raises:
+        TypeError: `model` is neither, or an NNX model with more arguments.
+        ValueError: the weights of an NNX model are stacked in a way that their shapes do not tell.
 
     Example:
         >>> import jax
@@ -122,6 +121,13 @@ def layer_configs(model: nn.Module, *args, **kwargs) -> dict[str, SeparableConv1
         layers_0 SeparableConv1DConfig(filters=8, kernel_size=3, name='layers_0')
         layers_2 SeparableConv1DConfig(filters=4, kernel_size=5, name='layers_2')
     """
+    if not isinstance(model, nn.Module):
+        from flax_sepconv import nnx  # whoever has such a model has waited for flax.nnx already
+
+        configs = nnx.layer_configs(model)
+        if args or kwargs:
+            raise TypeError("`layer_configs` takes an NNX model alone; got more arguments. Leave them out.")
+        return configs
     # Only arrays are abstract; a flag such as `train=False` has to stay one.
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
