@@ -70,8 +70,11 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         )
 
     @nn.compact
-    def __call__(self, x) -> jax.Array:
-        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says."""
+    def __call__(self, x, lengths=None) -> jax.Array:
+        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
+
+        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        """
         config = self.config
         check_param_dtype(config)
         params = {}
@@ -80,7 +83,7 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
             if _probing.value:
                 initializer = _marked(initializer, config)
             params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
-        y = separable_conv1d(params, x, config)
+        y = separable_conv1d(params, x, config, lengths=lengths)
         if self.is_mutable_collection("losses") and not self.is_initializing():
             store_losses(functools.partial(self.sow, "losses"), params, y, config)
         return y

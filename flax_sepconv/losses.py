@@ -49,7 +49,8 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
     """The term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
 
     Args:
-        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`.
+        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. Where it was made with
+            `lengths`, its zeros beyond them add what the regularizer makes of a zero.
         config: the layer's arguments.
 
     Returns:

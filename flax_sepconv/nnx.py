@@ -71,11 +71,14 @@ class SeparableConv1D(nnx.Module):
             check_initial(weight, param.shape)
             setattr(self, weight.name, param)
 
-    def __call__(self, x) -> jax.Array:
-        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says."""
+    def __call__(self, x, lengths=None) -> jax.Array:
+        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
+
+        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
-        y = separable_conv1d(params, x, config)
+        y = separable_conv1d(params, x, config, lengths=lengths)
         if self._stores_losses():
             store_losses(lambda name, *args: self.sow(Loss, f"{name}_loss", *args), params, y, config)
         return y
