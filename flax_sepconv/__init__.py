@@ -9,7 +9,8 @@ Config, then parameters, then function, then loss terms, then optax transforms:
     optimizer = optax.chain(optax.adam(1e-3), fsc.constrain(config), fsc.freeze(config))
 
 In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` that of `flax.nnx`, and
-`fsc.layer_configs(model, x)` stands for `config`.
+`fsc.layer_configs(model, x)` stands for `config`. `lengths=` is for batches of sequences of many lengths,
+`fsc.init_stream` and `fsc.stream_step` for sequences that come chunk by chunk.
 """
 
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
 from flax_sepconv.losses import activity_loss, regularization_loss
+from flax_sepconv.streaming import init_stream, stream_step
 from flax_sepconv.transforms import constrain, freeze
 
 if TYPE_CHECKING:
@@ -37,12 +39,14 @@ __all__ = [
     "depthwise_conv1d",
     "freeze",
     "init_params",
+    "init_stream",
     "initializers",
     "layer_configs",
     "nnx",
     "regularization_loss",
     "regularizers",
     "separable_conv1d",
+    "stream_step",
 ]
 
 

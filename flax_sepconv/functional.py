@@ -104,7 +104,7 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
         >>> {name: value.shape for name, value in params.items()}
         {'depthwise_kernel': (3, 12, 1), 'pointwise_kernel': (1, 12, 64), 'bias': (64,)}
     """
-    _check_config(config)
+    check_config(config)
     in_features = _arguments.positive("in_features", in_features)
     check_param_dtype(config)
     weights = config.weights(in_features)
@@ -186,7 +186,7 @@ def depthwise_conv1d(
 
 def check_input(x, config: SeparableConv1DConfig) -> int:
     """Refuses an input that the layer cannot take, and returns the number of its channels."""
-    _check_config(config)
+    check_config(config)
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
         raise TypeError(f"`x` must be an array; got {x!r}.")
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
@@ -217,7 +217,8 @@ def check_initial(weight: Weight, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_config(config) -> None:
+def check_config(config) -> None:
+    """Refuses what is no config."""
     if not isinstance(config, SeparableConv1DConfig):
         raise TypeError(f"`config` must be a SeparableConv1DConfig; got {config!r}.")
 

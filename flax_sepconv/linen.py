@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
 
+from flax_sepconv import _arguments
 from flax_sepconv._tree import StackedConfig
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_input, check_param_dtype, separable_conv1d
 from flax_sepconv.losses import store_losses
+from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
 if TYPE_CHECKING:
     _Arguments = SeparableConv1DConfig
@@ -38,12 +41,21 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
     of `separable_conv1d`, by the same names.
 
+    With `decode=True` the layer, which has to be causal, takes a sequence chunk by chunk and keeps the state of
+    `stream_step` in the collection `cache`: make that mutable, and give each call the `cache` that the one before
+    returned. A call without one starts a new stream; `init` makes the state before the first chunk. The cache is that
+    of one place in a model: a layer that is called in several places of it cannot stream.
+
     When the collection `losses` is mutable, a call stores there what Keras's `layer.losses` would hold: the term
     of each regularized weight, once however often the layer is called, and the term of the output, once a call.
     Nothing is computed for it otherwise, nor by `init`.
 
+    Args:
+        decode: whether to stream. After the config's arguments, by name only.
+
     Raises:
-        ValueError: on construction, whatever `SeparableConv1DConfig` refuses.
+        ValueError: on construction, whatever `SeparableConv1DConfig` refuses, and `decode` of a layer that cannot
+            be streamed.
         TypeError: likewise.
 
     Example:
@@ -58,9 +70,13 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         ((8, 100, 64), ['depthwise_kernel'])
     """
 
+    decode: bool = dataclasses.field(default=False, kw_only=True)
+
     def __post_init__(self):
         super().__post_init__()
-        _ = self.config  # refuses what a config refuses
+        config = self.config  # refuses what a config refuses
+        if _arguments.boolean("decode", self.decode):
+            check_streamable(config)
 
     @property
     def config(self) -> SeparableConv1DConfig:
@@ -74,6 +90,7 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
         """
         config = self.config
         check_param_dtype(config)
@@ -83,9 +100,21 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
             if _probing.value:
                 initializer = _marked(initializer, config)
             params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
-        y = separable_conv1d(params, x, config, lengths=lengths)
+        if self.decode:
+            refuse_lengths(lengths)
+            y = self._stream(params, jnp.asarray(x), config)
+        else:
+            y = separable_conv1d(params, x, config, lengths=lengths)
         if self.is_mutable_collection("losses") and not self.is_initializing():
             store_losses(functools.partial(self.sow, "losses"), params, y, config)
+        return y
+
+    def _stream(self, params, x, config: SeparableConv1DConfig) -> jax.Array:
+        of_stream = x.shape[:-2], x.shape[config.channel_axis], x.dtype
+        cache = self.variable("cache", "inputs", init_stream, config, *of_stream)
+        y, state = stream_step(params, x, cache.value, config)
+        if not self.is_initializing():
+            cache.value = state
         return y
 
 

@@ -8,8 +8,10 @@ module, which `fsc.nnx` does when it is first asked for.
 
 import inspect
 import itertools
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from flax_sepconv import _arguments
@@ -17,6 +19,7 @@ from flax_sepconv._tree import StackedConfig
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_initial, check_param_dtype, separable_conv1d
 from flax_sepconv.losses import store_losses
+from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
 
 class Loss(nnx.Intermediate):
@@ -35,14 +38,21 @@ class SeparableConv1D(nnx.Module):
     Nothing is computed for it otherwise. In a Flax that has no `nnx.capture` yet every call stores them, for
     `nnx.pop(model, fsc.nnx.Loss)` to take out, as `Module.sow` does there.
 
+    With `decode=True` the layer, which has to be causal, takes a sequence chunk by chunk. It keeps the state of
+    `stream_step` in an `nnx.Cache`, which `init_cache` makes at the start of each stream. A model that was trained
+    without is switched by `model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)`. The cache is that of one place
+    in a model: a layer that is called in several places of it cannot stream.
+
     Args:
         in_features: number of input channels.
         *args: the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's.
+        decode: whether to stream.
         rngs: its stream `params` draws the parameters.
         **kwargs: likewise, by name.
 
     Attributes:
         config: the layer's arguments as a config.
+        decode: as given.
         depthwise_kernel: `(kernel_size, in_features, depth_multiplier)`.
         pointwise_kernel: `(1, in_features * depth_multiplier, filters)`.
         bias: `(filters,)`; absent without `use_bias`.
@@ -60,12 +70,15 @@ class SeparableConv1D(nnx.Module):
         (8, 100, 64)
     """
 
-    def __init__(self, in_features: int, *args, rngs: nnx.Rngs, **kwargs):
+    def __init__(self, in_features: int, *args, decode: bool = False, rngs: nnx.Rngs, **kwargs):
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be an nnx.Rngs; got {rngs!r}.")
         self.config = SeparableConv1DConfig(*args, **kwargs)
         self.in_features = _arguments.positive("in_features", in_features)
         check_param_dtype(self.config)
+        self.decode = _arguments.boolean("decode", decode)
+        if decode:
+            check_streamable(self.config)
         for weight in self.config.weights(self.in_features):
             param = nnx.Param(weight.initializer(rngs.params(), weight.shape, self.config.param_dtype))
             check_initial(weight, param.shape)
@@ -75,12 +88,35 @@ class SeparableConv1D(nnx.Module):
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
         """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
-        y = separable_conv1d(params, x, config, lengths=lengths)
+        if self.decode:
+            refuse_lengths(lengths)
+            y = self._stream(params, x)
+        else:
+            y = separable_conv1d(params, x, config, lengths=lengths)
         if self._stores_losses():
             store_losses(lambda name, *args: self.sow(Loss, f"{name}_loss", *args), params, y, config)
+        return y
+
+    def init_cache(self, batch_shape: Sequence[int], dtype=jnp.float32) -> None:
+        """Starts a stream: makes the state before the first chunk, as `init_stream` does, in an `nnx.Cache`.
+
+        Args:
+            batch_shape: the batch axes of the chunks, `()` for none.
+            dtype: dtype of the chunks.
+        """
+        self.cache = nnx.Cache(init_stream(self.config, batch_shape, self.in_features, dtype))
+
+    def _stream(self, params, x) -> jax.Array:
+        if not hasattr(self, "cache"):
+            raise ValueError(
+                "with decode=True, call `init_cache(batch_shape)` of each layer before the first chunk of a stream."
+            )
+        y, state = stream_step(params, x, self.cache[...], self.config)
+        self.cache[...] = state
         return y
 
     def _stores_losses(self) -> bool:
@@ -94,7 +130,7 @@ class SeparableConv1D(nnx.Module):
 _init = inspect.signature(SeparableConv1D.__init__).parameters
 _of_config = inspect.signature(SeparableConv1DConfig).parameters.values()
 SeparableConv1D.__init__.__signature__ = inspect.Signature(
-    [_init["self"], _init["in_features"], *_of_config, _init["rngs"]]
+    [_init["self"], _init["in_features"], *_of_config, _init["decode"], _init["rngs"]]
 )
 
 SeparableConvolution1D = SeparableConv1D
