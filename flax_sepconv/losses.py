@@ -20,7 +20,8 @@ def regularization_loss(params, configs: Configs) -> jax.Array:
     """Sums the weight terms of one layer or of a whole model.
 
     Args:
-        params: the layer's own dict or, with a mapping, the model's tree of parameters.
+        params: the layer's own dict or, with a mapping, the model's tree of parameters: Linen's
+            `variables["params"]`, or `nnx.state(model, nnx.Param)`.
         configs: one config, or the mapping that `layer_configs` returns.
 
     Returns:

@@ -120,7 +120,9 @@ class SeparableConv1D(nnx.Module):
         return y
 
     def _stores_losses(self) -> bool:
-        captures = getattr(self, "__captures__", None)
+        captures = getattr(
+            self, "__captures__", None
+        )  # where nnx.capture puts what is sown; it has no other sign
         if captures is None:
             return not hasattr(nnx, "capture")
         return any(type(capture) is Loss for capture in captures)

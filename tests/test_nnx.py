@@ -246,7 +246,7 @@ def test_frozen_layers_stay_under_nnx_optimizer():
     before = pure(model)
     configs = fsc.layer_configs(model)
     optimizer = nnx.Optimizer(model, optax.chain(optax.adamw(0.1), fsc.freeze(configs)), wrt=nnx.Param)
-    optimizer.update(model, nnx.grad(lambda m: m(X).sum())(model))
+    nnx.jit(lambda m, optimizer: optimizer.update(m, nnx.grad(lambda m: m(X).sum())(m)))(model, optimizer)
     jax.tree.map(np.testing.assert_array_equal, pure(model)["conv"], before["conv"])
     assert (pure(model)["out"]["kernel"] != before["out"]["kernel"]).all()
 
@@ -292,7 +292,7 @@ def stack(count, axis=0, wrap=lambda make: make, **arguments):
     def make(rngs):
         return fsc.nnx.SeparableConv1D(3, 3, 3, padding="same", **arguments, rngs=rngs)
 
-    return wrap(make)(nnx.Rngs(0))
+    return nnx.jit(wrap(make))(nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(("axis", "count"), [(0, 1), (0, 3), (1, 1), (1, 2), (1, 3), (-1, 3)])
@@ -308,7 +308,7 @@ def test_stacked_layers_are_treated_one_by_one(axis, count):
     configs = fsc.layer_configs(model)
     params = jax.tree.map(lambda a: 3 * a, pure(model))
     tx = fsc.constrain(configs)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     got = optax.apply_updates(params, updates)["pointwise_kernel"]
     for i in range(count):
         one = fsc.constraints.MaxNorm()(jnp.take(params["pointwise_kernel"], i, axis))

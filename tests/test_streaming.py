@@ -106,7 +106,7 @@ WHOLE = fsc.separable_conv1d(PARAMS, X, CONFIG)
 
 def test_vmap_is_a_batch_of_streams():
     state = fsc.init_stream(CONFIG, (2,), 3)
-    mapped = jax.vmap(lambda x, state: fsc.stream_step(PARAMS, x, state, CONFIG))
+    mapped = jax.jit(jax.vmap(lambda x, state: fsc.stream_step(PARAMS, x, state, CONFIG)))
     for i in range(0, 12, 4):
         y, state = mapped(X[:, i : i + 4], state)
         np.testing.assert_allclose(y, WHOLE[:, i // 2 : i // 2 + 2], rtol=1e-5, atol=1e-6)
@@ -160,13 +160,14 @@ def test_nnx_layers_stream_in_a_cache():
     trained = fsc.nnx.SeparableConv1D(3, 4, 3, **ARGUMENTS, rngs=nnx.Rngs(0))
     trained.set_attributes(fsc.nnx.SeparableConv1D, decode=True)
     made = fsc.nnx.SeparableConv1D(3, 4, 3, **ARGUMENTS, decode=True, rngs=nnx.Rngs(0))
+    call = nnx.jit(lambda layer, x: layer(x))
     for layer in (trained, made):
         nnx.update(layer, PARAMS)
         assert fsc.layer_configs(layer) == {"": CONFIG}
         for _ in range(2):
             layer.init_cache((2,))
             for i in range(0, 12, 4):
-                y = nnx.jit(lambda layer, x: layer(x))(layer, X[:, i : i + 4])
+                y = call(layer, X[:, i : i + 4])
                 np.testing.assert_allclose(y, WHOLE[:, i // 2 : i // 2 + 2], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(nnx.state(layer, nnx.Cache)["cache"][...], X[:, -2:])
 
