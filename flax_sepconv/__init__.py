@@ -8,15 +8,23 @@ Config, then parameters, then function, then loss terms, then optax transforms:
     loss = data_loss + fsc.regularization_loss(params, config) + fsc.activity_loss(y, config)
     optimizer = optax.chain(optax.adam(1e-3), fsc.constrain(config), fsc.freeze(config))
 
-In Flax models, `fsc.SeparableConv1D` is the layer and `fsc.layer_configs(model, x)` stands for `config`.
+In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` that of `flax.nnx`, and
+`fsc.layer_configs(model, x)` stands for `config`. `lengths=` is for batches of sequences of many lengths,
+`fsc.init_stream` and `fsc.stream_step` for sequences that come chunk by chunk.
 """
+
+from typing import TYPE_CHECKING
 
 from flax_sepconv import activations, constraints, initializers, regularizers
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
 from flax_sepconv.losses import activity_loss, regularization_loss
+from flax_sepconv.streaming import init_stream, stream_step
 from flax_sepconv.transforms import constrain, freeze
+
+if TYPE_CHECKING:
+    from flax_sepconv import nnx
 
 __version__ = "0.1.0"
 
@@ -31,9 +39,21 @@ __all__ = [
     "depthwise_conv1d",
     "freeze",
     "init_params",
+    "init_stream",
     "initializers",
     "layer_configs",
+    "nnx",
     "regularization_loss",
     "regularizers",
     "separable_conv1d",
+    "stream_step",
 ]
+
+
+def __getattr__(name: str):
+    # `flax.nnx` takes as long to import as everything else here, and only those who ask for it need it.
+    if name == "nnx":
+        import importlib
+
+        return importlib.import_module("flax_sepconv.nnx")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,10 +19,8 @@ def output_length(length, kernel_size: int, strides: int, padding: str, dilation
     return (length + strides - 1) // strides
 
 
-def padding_amounts(
-    length: int, kernel_size: int, strides: int, padding: str, dilation_rate: int
-) -> tuple[int, int]:
-    """Zeros put before and after a sequence of `length` samples."""
+def padding_amounts(length, kernel_size: int, strides: int, padding: str, dilation_rate: int) -> tuple:
+    """Zeros put before and after a sequence of `length` samples. `length` may be an array."""
     reach = span(kernel_size, dilation_rate) - 1
     if padding == "valid":
         return 0, 0
@@ -30,11 +28,7 @@ def padding_amounts(
         return reach, 0
     # "same": just what the last window lacks. At stride 1 that is `reach` at any length; at a larger stride
     # it depends on the length, and the smaller half comes first (TensorFlow's rule).
-    total = max(
-        (output_length(length, kernel_size, strides, padding, dilation_rate) - 1) * strides
-        + reach
-        + 1
-        - length,
-        0,
-    )
+    windows = output_length(length, kernel_size, strides, padding, dilation_rate)
+    total = (windows - 1) * strides + reach + 1 - length
+    total = total.clip(0) if hasattr(total, "clip") else max(total, 0)
     return total // 2, total - total // 2

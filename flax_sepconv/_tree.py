@@ -19,7 +19,7 @@ Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StackedConfig(SeparableConv1DConfig):
-    """The config of a layer that a model holds several times in one array, as under `nn.scan` and `nn.vmap`.
+    """The config of a layer that a model holds several times in one array, as under `nn.scan`, `nn.vmap`, `nnx.vmap`.
 
     `layer_configs` makes these. `stack_axes` are the axes along which the layers' weights are stacked, in the
     order in which they were added: the innermost transform's first.
@@ -69,8 +69,8 @@ def weights_of(tree, configs: Configs, hole: type | tuple = ()) -> list[tuple[An
         if not any(names[: len(start)] == start for start in holes):
             raise ValueError(
                 f"`params` must hold {'/'.join(names)!r} for {place.config}; got none there. Pass one layer's own "
-                "dict with its config, or a model's whole tree (Linen's `variables['params']`) with the "
-                "`layer_configs` of that model."
+                "dict with its config, or a model's whole tree (Linen's `variables['params']`, or "
+                "`nnx.state(model, nnx.Param)`) with the `layer_configs` of that model."
             )
     return found
 
@@ -104,6 +104,6 @@ def _check_rank(names, leaf, place: Place) -> None:
     if jnp.ndim(leaf) != len(place.weight.shape) + len(stack_axes):
         raise ValueError(
             f"`params` must hold {'/'.join(names)!r} with {len(place.weight.shape)} axes, and one more for each of "
-            f"stack_axes={stack_axes}; got the shape {jnp.shape(leaf)}. For layers stacked by nn.scan or nn.vmap "
-            "take the configs from `layer_configs`; for an ensemble, `jax.vmap` the call."
+            f"stack_axes={stack_axes}; got the shape {jnp.shape(leaf)}. For layers stacked by nn.scan, nn.vmap or "
+            "nnx.vmap take the configs from `layer_configs`; for an ensemble, `jax.vmap` the call."
         )

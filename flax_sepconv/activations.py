@@ -363,3 +363,21 @@ def serialize(activation: Any, *, argument: str = "activation") -> str | dict[st
     if resolved in _NAMES:
         return _NAMES[resolved]
     return to_config(resolved, _KERAS_3, argument)
+
+
+def mixes(activation: Any, axis: int, ndim: int) -> bool:
+    """Whether what an activation gives at one place of an axis depends on what is at others.
+
+    Args:
+        activation: what `get` returns. A function of a caller's own is taken to look at one entry at a time.
+        axis: counted from the end, as in -2.
+        ndim: rank of the array that the activation is to be applied to.
+
+    Example:
+        >>> mixes(softmax, -1, 3), mixes(softmax, -2, 3), mixes(relu, -1, 3)
+        (True, False, False)
+    """
+    if isinstance(activation, Softmax):
+        axes = (activation.axis,) if isinstance(activation.axis, int) else activation.axis
+        return axes is None or axis in [each - ndim if each >= 0 else each for each in axes]
+    return axis == -1 and activation in (softmax, log_softmax, sparsemax, glu)

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv import _arguments, _geometry
+from flax_sepconv import _arguments, _geometry, _ragged
 from flax_sepconv._depthwise import Geometry, definition, depthwise
-from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.config import SeparableConv1DConfig, Weight
 
 
-def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig) -> jax.Array:
+def separable_conv1d(
+    params: Mapping[str, Any], x, config: SeparableConv1DConfig, *, lengths=None
+) -> jax.Array:
     """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a function.
 
     Args:
@@ -27,15 +29,21 @@ def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig
         x: `(*batch, length, in_features)`, or `(*batch, in_features, length)` for channels_first, with any
             number of batch axes, none included.
         config: the layer's arguments; static under `jax.jit`.
+        lengths: integers `(*batch,)`: how many samples of each sequence there are. What stands in `x` beyond them
+            reaches no output and gets no gradient, even where it is not a number. Lengths below 0 count as 0, and
+            those above that of `x` as that of `x`. `None` is no padding at all.
 
     Returns:
         `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
-        that is `None`, in the common dtype of `x` and `params`.
+        that is `None`, in the common dtype of `x` and `params`. With `lengths`, each sequence gives what it would
+        give alone, cut to its length, and zeros from `config.output_length(lengths)` on.
 
     Raises:
         ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
-            channels than the parameters', or an output that would be empty.
-        TypeError: `params` is not a mapping, `config` not a config, or `x` not an array of real numbers.
+            channels than the parameters', an output that would be empty, `lengths` of another shape, or
+            `lengths` with an activation that works along time, such as softmax in channels_first.
+        TypeError: `params` is not a mapping, `config` not a config, `x` not an array of real numbers, or
+            `lengths` not an array of integers.
 
     Example:
         >>> import jax
@@ -48,17 +56,27 @@ def separable_conv1d(params: Mapping[str, Any], x, config: SeparableConv1DConfig
     """
     in_features = check_input(x, config)
     params = check_params(params, in_features, config)
+    if lengths is not None:
+        lengths = _ragged.check_lengths(lengths, x, config)
     dtype = config.dtype or _common_dtype(x, *params.values())
     x, depthwise_kernel, pointwise_kernel = (
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
     )
+    linear = config
+    if lengths is not None:
+        x, linear = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
 
-    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, config)
+    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, linear)
     if config.use_bias:
         bias = jnp.asarray(params["bias"], y.dtype)
         y += bias if config.channel_axis == -1 else bias[:, None]
     y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
-    return config.activation(y.astype(dtype))
+    y = y.astype(dtype)
+    if lengths is None:
+        return config.activation(y)
+    # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
+    out = _ragged.output_lengths(lengths, config)
+    return _ragged.without_padding(config.activation(_ragged.without_padding(y, out, config)), out, config)
 
 
 def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
@@ -93,10 +111,7 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
     params = {}
     for weight, subkey in zip(weights, jax.random.split(key, len(weights)), strict=True):
         value = jnp.asarray(weight.initializer(subkey, weight.shape, config.param_dtype))
-        if value.shape != weight.shape:
-            raise ValueError(
-                f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
-            )
+        check_initial(weight, value.shape)
         params[weight.name] = value.astype(config.param_dtype)
     return params
 
@@ -194,8 +209,16 @@ def check_param_dtype(config: SeparableConv1DConfig) -> None:
         )
 
 
+def check_initial(weight: Weight, shape: tuple[int, ...]) -> None:
+    """Refuses what an initializer returned if it is of another shape than it should be."""
+    if tuple(shape) != weight.shape:
+        raise ValueError(
+            f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {tuple(shape)}."
+        )
+
+
 def check_config(config) -> None:
-    """Refuses what is not a config."""
+    """Refuses what is no config."""
     if not isinstance(config, SeparableConv1DConfig):
         raise TypeError(f"`config` must be a SeparableConv1DConfig; got {config!r}.")
 

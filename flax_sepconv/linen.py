@@ -4,17 +4,21 @@ The module makes parameters and calls `separable_conv1d`; no arithmetic lives he
 """
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
 
+from flax_sepconv import _arguments
 from flax_sepconv._tree import StackedConfig
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_input, check_param_dtype, separable_conv1d
-from flax_sepconv.losses import activity_loss
+from flax_sepconv.losses import store_losses
+from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
 if TYPE_CHECKING:
     _Arguments = SeparableConv1DConfig
@@ -37,12 +41,21 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
     of `separable_conv1d`, by the same names.
 
+    With `decode=True` the layer, which has to be causal, takes a sequence chunk by chunk and keeps the state of
+    `stream_step` in the collection `cache`: make that mutable, and give each call the `cache` that the one before
+    returned. A call without one starts a new stream; `init` makes the state before the first chunk. The cache is that
+    of one place in a model: a layer that is called in several places of it cannot stream.
+
     When the collection `losses` is mutable, a call stores there what Keras's `layer.losses` would hold: the term
     of each regularized weight, once however often the layer is called, and the term of the output, once a call.
     Nothing is computed for it otherwise, nor by `init`.
 
+    Args:
+        decode: whether to stream. After the config's arguments, by name only.
+
     Raises:
-        ValueError: on construction, whatever `SeparableConv1DConfig` refuses.
+        ValueError: on construction, whatever `SeparableConv1DConfig` refuses, and `decode` of a layer that cannot
+            be streamed.
         TypeError: likewise.
 
     Example:
@@ -57,9 +70,13 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         ((8, 100, 64), ['depthwise_kernel'])
     """
 
+    decode: bool = dataclasses.field(default=False, kw_only=True)
+
     def __post_init__(self):
         super().__post_init__()
-        _ = self.config  # refuses what a config refuses
+        config = self.config  # refuses what a config refuses
+        if _arguments.boolean("decode", self.decode):
+            check_streamable(config)
 
     @property
     def config(self) -> SeparableConv1DConfig:
@@ -69,8 +86,12 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         )
 
     @nn.compact
-    def __call__(self, x) -> jax.Array:
-        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says."""
+    def __call__(self, x, lengths=None) -> jax.Array:
+        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
+
+        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
+        """
         config = self.config
         check_param_dtype(config)
         params = {}
@@ -79,37 +100,47 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
             if _probing.value:
                 initializer = _marked(initializer, config)
             params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
-        y = separable_conv1d(params, x, config)
+        if self.decode:
+            refuse_lengths(lengths)
+            y = self._stream(params, jnp.asarray(x), config)
+        else:
+            y = separable_conv1d(params, x, config, lengths=lengths)
         if self.is_mutable_collection("losses") and not self.is_initializing():
-            self._store_losses(config, params, y)
+            store_losses(functools.partial(self.sow, "losses"), params, y, config)
         return y
 
-    def _store_losses(self, config: SeparableConv1DConfig, params, y) -> None:
-        for weight in config.weights(in_features=1):
-            if config.trainable and weight.regularizer is not None:
-                term = weight.regularizer(params[weight.name])
-                self.sow("losses", weight.name, term, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-        if config.activity_regularizer is not None:
-            self.sow("losses", "activity", activity_loss(y, config))
+    def _stream(self, params, x, config: SeparableConv1DConfig) -> jax.Array:
+        of_stream = x.shape[:-2], x.shape[config.channel_axis], x.dtype
+        cache = self.variable("cache", "inputs", init_stream, config, *of_stream)
+        y, state = stream_step(params, x, cache.value, config)
+        if not self.is_initializing():
+            cache.value = state
+        return y
 
 
 SeparableConvolution1D = SeparableConv1D
 """Keras's other name of the layer."""
 
 
-def layer_configs(model: nn.Module, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
-    """Finds every `SeparableConv1D` in a Linen model, without running the model.
+def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
+    """Finds every `SeparableConv1D` in a Linen or NNX model, without running the model.
 
     Args:
         model: any Linen module: layers may be nested, shared, made in `setup` or in a compact method, and under
-            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`.
-        *args: what `model.init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s.
+            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`. Or any NNX module: layers may be nested, shared, in lists
+            and dicts, and stacked by `nnx.vmap`.
+        *args: what a Linen model's `init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s. An NNX model
+            has its parameters already and takes nothing here.
         **kwargs: likewise, by name.
 
     Returns:
-        The config of each layer that `model.init` makes parameters for, by the layer's path in
-        `variables["params"]`, parts joined with `/`; `""` for a model that is itself such a layer. The config of
-        layers stacked by `nn.scan` or `nn.vmap` also says along which axes (`stack_axes`).
+        The config of each layer that has parameters, by the layer's path in `variables["params"]` or
+        `nnx.state(model)`, parts joined with `/`; `""` for a model that is itself such a layer. The config of layers
+        stacked by `nn.scan`, `nn.vmap` or `nnx.vmap` also says along which axes (`stack_axes`).
+
+    Raises:
+        TypeError: `model` is neither, or an NNX model with more arguments.
+        ValueError: the weights of an NNX model are stacked in a way that their shapes do not tell.
 
     Example:
         >>> import jax
@@ -122,6 +153,13 @@ def layer_configs(model: nn.Module, *args, **kwargs) -> dict[str, SeparableConv1
         layers_0 SeparableConv1DConfig(filters=8, kernel_size=3, name='layers_0')
         layers_2 SeparableConv1DConfig(filters=4, kernel_size=5, name='layers_2')
     """
+    if not isinstance(model, nn.Module):
+        from flax_sepconv import nnx  # whoever has such a model has waited for flax.nnx already
+
+        configs = nnx.layer_configs(model)
+        if args or kwargs:
+            raise TypeError("`layer_configs` takes an NNX model alone; got more arguments. Leave them out.")
+        return configs
     # Only arrays are abstract; a flag such as `train=False` has to stay one.
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}

@@ -6,6 +6,8 @@ Keras collects these in `layer.losses` behind the user's back; here they are add
 """
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ def regularization_loss(params, configs: Configs) -> jax.Array:
     """Sums the weight terms of one layer or of a whole model.
 
     Args:
-        params: the layer's own dict or, with a mapping, the model's tree of parameters.
+        params: the layer's own dict or, with a mapping, the model's tree of parameters: Linen's
+            `variables["params"]`, or `nnx.state(model, nnx.Param)`.
         configs: one config, or the mapping that `layer_configs` returns.
 
     Returns:
@@ -47,7 +50,8 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
     """The term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
 
     Args:
-        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`.
+        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. Where it was made with
+            `lengths`, its zeros beyond them add what the regularizer makes of a zero.
         config: the layer's arguments.
 
     Returns:
@@ -63,3 +67,20 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
     if config.activity_regularizer is None:
         return jnp.zeros((), jnp.float32)
     return config.activity_regularizer(y) / max(math.prod(jnp.shape(y)[:-2]), 1)
+
+
+def store_losses(sow: Callable, params: Mapping[str, Any], y, config: SeparableConv1DConfig) -> None:
+    """Stores what Keras's `layer.losses` would hold after a call: what every Flax module of ours does.
+
+    Args:
+        sow: Flax's `Module.sow` without its first argument: `sow(name, term, reduce_fn, init_fn)`. A weight's term is
+            stored under the weight's name, in the place of one that is there; the output's is added to `"activity"`.
+        params: the layer's parameters.
+        y: the layer's output.
+        config: the layer's arguments.
+    """
+    for weight in config.weights(in_features=1):  # their names do not depend on it
+        if config.trainable and weight.regularizer is not None:
+            sow(weight.name, weight.regularizer(params[weight.name]), lambda _, new: new, lambda: None)
+    if config.activity_regularizer is not None:
+        sow("activity", activity_loss(y, config))

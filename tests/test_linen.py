@@ -20,7 +20,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 3)), jnp.float32)
 
 def arguments_of(config):
     signature = inspect.signature(fsc.SeparableConv1D).parameters
-    return {name: getattr(config, name) for name in signature if name not in ("parent", "name")}
+    return {name: getattr(config, name) for name in signature if name not in ("parent", "name", "decode")}
 
 
 @settings(max_examples=25)
@@ -39,9 +39,10 @@ def test_the_module_is_the_function(layer):
 def test_arguments_are_the_configs_in_keras_order():
     ours = list(inspect.signature(fsc.SeparableConv1D).parameters.values())
     theirs = list(inspect.signature(fsc.SeparableConv1DConfig).parameters.values())
-    assert [(p.name, p.kind, p.default) for p in ours if p.name not in ("parent", "name")] == [
+    assert [(p.name, p.kind, p.default) for p in ours if p.name not in ("parent", "name", "decode")] == [
         (p.name, p.kind, p.default) for p in theirs if p.name != "name"
     ]
+    assert inspect.signature(fsc.SeparableConv1D).parameters["decode"].kind is inspect.Parameter.KEYWORD_ONLY
     assert fsc.SeparableConvolution1D is fsc.SeparableConv1D
 
 

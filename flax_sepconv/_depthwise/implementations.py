@@ -47,7 +47,7 @@ PLATFORMS = ("cpu", *GPU)
 # as the better one there (bench/README.md), and on other devices nothing was measured.
 _FOURIER_FROM = {
     "cpu": {"output": 100, "input": 100, "kernel": 48},
-    **dict.fromkeys(GPU, {"output": 80, "input": 80, "kernel": 20}),
+    **{gpu: {"output": 80, "input": 80, "kernel": 20} for gpu in GPU},
 }
 
 

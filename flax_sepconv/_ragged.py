@@ -1,0 +1,83 @@
+"""Sequences of many lengths in one array: what stands beyond a length is as if it were not there.
+
+    x[n, t] = 0  for t >= lengths[n]                         before the convolution
+    y[n, o] = 0  for o >= config.output_length(lengths)[n]   after the activation
+
+The zeros beyond a sequence are those that its padding would put there, so each sequence gives what it would give alone.
+Only where padding on the left depends on the length, as for `same` with strides, has it to be put in its place too.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from flax_sepconv import _geometry, activations
+from flax_sepconv.config import SeparableConv1DConfig
+
+
+def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
+    """Refuses lengths that do not fit `x`, and returns them within 0 and the length of `x`."""
+    if type(lengths) is int:
+        lengths = np.asarray(lengths)
+    if not (hasattr(lengths, "dtype") and hasattr(lengths, "shape")):
+        raise TypeError(f"`lengths` must be an array of integers; got {lengths!r}.")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"`lengths` must hold integers; got an array of dtype {lengths.dtype}.")
+    if lengths.shape != x.shape[:-2]:
+        raise ValueError(
+            f"`lengths` must have the shape of the batch axes of `x`, {x.shape[:-2]}; got {lengths.shape}."
+        )
+    if activations.mixes(config.activation, time_axis(config), len(x.shape)):
+        raise ValueError(
+            f"`lengths` cannot be used with an `activation` that works along time, as {config.activation!r} does with "
+            f"data_format={config.data_format!r}: all outputs would depend on the padding. Use another data format, or "
+            "activation=None and an activation of your own that knows the lengths."
+        )
+    lengths = jnp.asarray(lengths)
+    # In a type that holds the length of `x` and negative numbers.
+    lengths = lengths.astype(jnp.promote_types(lengths.dtype, jnp.int32))
+    return jnp.clip(lengths, 0, x.shape[time_axis(config)])
+
+
+def without_padding(x, lengths, config: SeparableConv1DConfig) -> jax.Array:
+    """`x` with zeros, and no gradient, at and beyond its lengths."""
+    real = jnp.arange(x.shape[time_axis(config)]) < lengths[..., None]
+    return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)
+
+
+def in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, SeparableConv1DConfig]:
+    """Puts each sequence where its own windows are, and returns the config of what is left to do.
+
+    With strides, `same` pads a sequence on the left by an amount that depends on its length.
+    """
+    if config.padding != "same" or config.strides == 1:
+        return x, config
+    axis = time_axis(config)
+    length = x.shape[axis]
+    # Strides come without dilation.
+    read = (_geometry.output_length(length, **config.geometry) - 1) * config.strides + config.kernel_size
+    low, _ = _geometry.padding_amounts(lengths, **config.geometry)
+    most = (config.kernel_size - 1) // 2
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (most, max(read - length, 0))
+
+    def place(sequence, low):
+        return lax.dynamic_slice_in_dim(sequence, most - low, read, axis)
+
+    for _ in lengths.shape:
+        place = jax.vmap(place)
+    return place(jnp.pad(x, padding), low), dataclasses.replace(config, padding="valid")
+
+
+def output_lengths(lengths, config: SeparableConv1DConfig) -> jax.Array:
+    """Lengths of the outputs, 0 where no window fits."""
+    return jnp.maximum(_geometry.output_length(lengths, **config.geometry), 0)
+
+
+def time_axis(config: SeparableConv1DConfig) -> int:
+    """The axis of time, counted from the end."""
+    return -3 - config.channel_axis
