@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from flax_sepconv._depthwise import correlation, fourier, grouped, taps
 from flax_sepconv._depthwise.geometry import Geometry
+from flax_sepconv._depthwise.partitioning import by_parts
 
 # Each a function of the two arrays that are given, in the order input, kernel, output, and the geometry.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
@@ -21,9 +22,9 @@ _FUNCTIONS: dict[str, dict[str, Callable]] = {
         "kernel": correlation.kernel_gradient,
     },
     "fourier": {
-        "output": fourier.output,
-        "input": fourier.input_gradient,
-        "kernel": fourier.kernel_gradient,
+        "output": by_parts(fourier.output, "output"),
+        "input": by_parts(fourier.input_gradient, "input"),
+        "kernel": by_parts(fourier.kernel_gradient, "kernel"),
     },
     "lax": {
         "output": grouped.output,
@@ -37,6 +38,11 @@ NAMES = tuple(_FUNCTIONS)
 
 FOURIER_TAPS = 128
 """From here on a transform costs less than the taps on a CPU."""
+
+
+def may_split(geometry: Geometry, implementation: str | None) -> bool:
+    """Whether what is chosen, on whatever platform, may be a function that `by_parts` made."""
+    return implementation == "fourier" or (implementation is None and geometry.kernel_size >= FOURIER_TAPS)
 
 
 def choose(
