@@ -11,7 +11,7 @@ Config, then parameters, then function, then loss terms, then optax transforms:
 In Flax models, `fsc.SeparableConv1D` is the layer and `fsc.layer_configs(model, x)` stands for `config`.
 """
 
-from flax_sepconv import activations, constraints, initializers, regularizers
+from flax_sepconv import activations, constraints, initializers, parallel, regularizers
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
@@ -33,6 +33,7 @@ __all__ = [
     "init_params",
     "initializers",
     "layer_configs",
+    "parallel",
     "regularization_loss",
     "regularizers",
     "separable_conv1d",
