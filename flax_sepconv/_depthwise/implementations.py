@@ -10,6 +10,8 @@
 import functools
 from collections.abc import Callable
 
+from jax import export
+
 from flax_sepconv._depthwise import correlation, fourier, grouped, taps
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import by_parts
@@ -60,6 +62,8 @@ def choose(
     if implementation is None:
         # Only CPUs were measured. Elsewhere the grouped convolution of XLA is what is known to be safe.
         on_cpu = "taps" if geometry.kernel_size < FOURIER_TAPS else "fourier"
-        implementation = on_cpu if platform == "cpu" else "lax"
+        # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
+        symbolic = export.is_symbolic_dim(geometry.length)
+        implementation = on_cpu if platform == "cpu" and not symbolic else "lax"
     options = {"precision": precision} if implementation == "lax" else {}
     return functools.partial(_FUNCTIONS[implementation][result], geometry=geometry, **options)
