@@ -93,7 +93,7 @@ def batch(key, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     return jax.lax.with_sharding_constraint((noisy, clean), divided)
 
 
-def error(params, noisy, clean, mesh: Mesh) -> jax.Array:
+def rest(params, noisy, clean, mesh: Mesh) -> jax.Array:
     """The mean square of what is left of the noise."""
     x = noisy
     for name, config in CONFIGS.items():
@@ -121,7 +121,7 @@ def train(options: argparse.Namespace) -> None:
         noisy, clean = batch(jax.random.fold_in(jax.random.key(options.seed + 1), state.step), mesh)
 
         def loss(params):
-            left = error(params, noisy, clean, mesh)
+            left = rest(params, noisy, clean, mesh)
             return left + fsc.regularization_loss(params, CONFIGS), left
 
         gradients, left = jax.grad(loss, has_aux=True)(state.params)

@@ -3,15 +3,14 @@
 import contextlib
 from typing import Any
 
-import jax
 from jax import export
 
 from flax_sepconv import _geometry
 
-# JAX moved it from one to the other in 0.9 or 0.10.
-_INCONCLUSIVE = (
-    jax.errors if hasattr(jax.errors, "InconclusiveDimensionOperation") else jax.core
-).InconclusiveDimensionOperation
+try:
+    from jax.errors import InconclusiveDimensionOperation
+except ImportError:  # older JAX
+    from jax.core import InconclusiveDimensionOperation
 
 
 def check_length(length: Any, geometry: dict[str, Any], implementation: str | None) -> None:
@@ -28,7 +27,7 @@ def check_length(length: Any, geometry: dict[str, Any], implementation: str | No
     padding, strides = geometry["padding"], geometry["strides"]
     shortest = _geometry.span(geometry["kernel_size"], geometry["dilation_rate"]) if padding == "valid" else 1
     long_enough = False
-    with contextlib.suppress(_INCONCLUSIVE):
+    with contextlib.suppress(InconclusiveDimensionOperation):
         long_enough = length >= shortest
     if not long_enough:
         raise ValueError(
@@ -36,7 +35,7 @@ def check_length(length: Any, geometry: dict[str, Any], implementation: str | No
             f"jax.export.symbolic_shape(..., constraints=['{length} >= {shortest}'])."
         )
     amounts = (length, length)
-    with contextlib.suppress(_INCONCLUSIVE):
+    with contextlib.suppress(InconclusiveDimensionOperation):
         amounts = _geometry.padding_amounts(length, **geometry)
     if any(map(export.is_symbolic_dim, amounts)):
         raise ValueError(

@@ -93,7 +93,7 @@ def separable_conv1d(
     # The activation may be of whole rows or columns, as softmax is: it comes after.
     local = dataclasses.replace(config, filters=config.filters // sizes["features"], activation=None)
     apply = functools.partial(functional.separable_conv1d, config=local)
-    out_length = config.output_length(x.shape[time])
+    out_length: Any = config.output_length(x.shape[time])
     if sizes["length"] > 1:
         blocks = _blocks(x.shape[time], config, sizes["length"])
         local = dataclasses.replace(local, padding="valid")

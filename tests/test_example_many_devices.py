@@ -64,15 +64,12 @@ def test_two_processes_of_which_one_is_killed_end_where_one_device_does(environm
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--process-id", "0"), "--coordinator and --process-id go together"),
-        (("--processes", "1", "--devices", "1", "--sequence", "3"), "--sequence must divide the 1 devices"),
-        (("--steps", "0"), "must be at least 1"),
-    ],
-)
-def test_impossible_options_are_refused(environment, arguments, message, tmp_path):
-    done = run(environment, *arguments, "--out", tmp_path / "none")
-    assert done.returncode != 0
-    assert message in done.stderr
+def test_impossible_options_are_refused(environment, tmp_path):
+    done = run(
+        environment, "--processes", "1", "--devices", "1", "--sequence", "3", "--out", tmp_path / "none"
+    )
+    assert done.returncode == 1
+    assert "--sequence must divide the 1 devices" in done.stderr
+    done = run(environment, "--process-id", "0")
+    assert done.returncode == 2
+    assert "--coordinator and --process-id go together" in done.stderr
