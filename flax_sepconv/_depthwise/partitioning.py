@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
 
 AXES = {"input": "gnlc", "kernel": "gkmc", "output": "gnomc"}
 TIME = "lko"
@@ -41,8 +41,10 @@ def by_parts(function: Callable, result: str) -> Callable:
             summed = tuple(name for axis in contracted for name in split.get(axis, ()))
 
             def part(a, b):
-                own = function(a, b, geometry=geometry)
-                return lax.psum(own, summed) if summed else own
+                # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
+                with use_abstract_mesh(AbstractMesh((), ())):
+                    own = function(a, b, geometry=geometry)
+                    return lax.psum(own, summed) if summed else own
 
             a, b, out = (
                 NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
