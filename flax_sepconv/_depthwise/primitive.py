@@ -64,9 +64,14 @@ def _alike(arrays):
     varying = [_varying(jax.typeof(array)) for array in arrays]
     union = frozenset().union(*varying)
     return [
-        lax.pcast(array, tuple(union - own), to="varying") if union - own else array
+        _vary(array, tuple(union - own)) if union - own else array
         for array, own in zip(arrays, varying, strict=True)
     ]
+
+
+def _vary(array, axes: tuple[str, ...]) -> jax.Array:
+    # JAX 0.8 has `pvary` for it.
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
 
 
 def _varying(aval) -> frozenset[str]:
