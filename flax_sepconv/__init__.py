@@ -15,7 +15,7 @@ In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` th
 
 from typing import TYPE_CHECKING
 
-from flax_sepconv import activations, constraints, initializers, regularizers
+from flax_sepconv import activations, constraints, initializers, parallel, regularizers
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
@@ -43,6 +43,7 @@ __all__ = [
     "initializers",
     "layer_configs",
     "nnx",
+    "parallel",
     "regularization_loss",
     "regularizers",
     "separable_conv1d",

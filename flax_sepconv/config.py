@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
-from flax_sepconv import _geometry, _keras_config, initializers
+from flax_sepconv import _geometry, _keras_config, _symbolic, initializers
 from flax_sepconv._arguments import NORMALIZE, check_shape, integer
 
 Size: TypeAlias = Any
@@ -174,13 +174,14 @@ class SeparableConv1DConfig:
         """Length of the output for an input of `length` samples.
 
         Args:
-            length: an integer, an integer array of lengths, or `None` for unknown.
+            length: an integer, an integer array of lengths, a symbolic dimension of `jax.export`, or `None` for
+                unknown.
 
         Returns:
             The same kind as came. Lengths in an array that give no output give 0.
 
         Raises:
-            ValueError: an integer `length` that gives no output.
+            ValueError: an integer `length` that gives no output, or a symbolic one of which too little is known.
             TypeError: `length` is not an integer.
 
         Example:
@@ -196,6 +197,9 @@ class SeparableConv1DConfig:
             if not jnp.issubdtype(length.dtype, jnp.integer):
                 raise TypeError(f"`length` must hold integers; got an array of dtype {length.dtype}.")
             return _geometry.output_length(length, **self.geometry).clip(0)
+        if export.is_symbolic_dim(length):
+            _symbolic.check_length(length, self.geometry, self.implementation)
+            return _geometry.output_length(length, **self.geometry)
         length = integer("length", length)
         out = _geometry.output_length(length, **self.geometry)
         if out <= 0:

@@ -1,8 +1,11 @@
 """How the depthwise step is computed: one seam, `depthwise`, in front of every implementation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
@@ -33,16 +36,33 @@ def definition(x, kernel, geometry: Geometry, channel_axis: int, precision) -> j
 
     `(N, L, C)` to `(N, O, C * M)`, or `(N, C, L)` to `(N, C * M, O)`. JAX's own rules differentiate and batch it.
     """
-    size, channels, multiplier = kernel.shape
     layout = "NWC" if channel_axis == -1 else "NCW"
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.conv_general_dilated(
-        x.astype(wide),
-        kernel.astype(wide).reshape(size, 1, channels * multiplier),
-        window_strides=(geometry.strides,),
-        padding=[(geometry.low, geometry.high)],
-        rhs_dilation=(geometry.dilation,),
-        dimension_numbers=(layout, "WIO", layout),
-        feature_group_count=channels,
-        precision=precision,
-    ).astype(x.dtype)
+
+    @jax.custom_jvp
+    def convolution(x, kernel):
+        size, channels, multiplier = kernel.shape
+        return lax.conv_general_dilated(
+            x,
+            kernel.reshape(size, 1, channels * multiplier),
+            window_strides=(geometry.strides,),
+            padding=[(geometry.low, geometry.high)],
+            rhs_dilation=(geometry.dilation,),
+            dimension_numbers=(layout, "WIO", layout),
+            feature_group_count=channels,
+            precision=precision,
+        )
+
+    # JAX's own derivatives, of as many groups as there are outputs, each of one: where the batch is divided among
+    # devices, XLA gathers it for the gradients of groups with several outputs.
+    @functools.partial(convolution.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        terms = [
+            convolution(jnp.repeat(a, b.shape[2], channel_axis), b.reshape(b.shape[0], -1, 1))
+            for a, b in [(dx, kernel), (x, dkernel)]
+            if not isinstance(a, SymbolicZero) and not isinstance(b, SymbolicZero)
+        ]
+        return convolution(x, kernel), sum(terms[1:], terms[0])
+
+    return convolution(x.astype(wide), kernel.astype(wide)).astype(x.dtype)

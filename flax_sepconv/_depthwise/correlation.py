@@ -137,8 +137,7 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     """With output `b * block + j` for block `b`, `sums[b, t] += x[b * block * strides + j * strides + t] * g[b, j]`.
 
     For one `j`, what the blocks read are slices of `x` and `g`, so all `j` make one elementwise fusion for as many
-    taps as a block reaches. A step of the loop takes some sequences of the batch, or some blocks of one; the steps are
-    the minor part of the batch, so that a batch that is shared out over devices is so in every step.
+    taps as a block reaches. A step of the loop takes some sequences of the batch, or some blocks of one.
     """
     groups, batch, count, multiplier, channels = cotangent.shape
     size, stride = geometry.kernel_size, geometry.strides
@@ -156,7 +155,7 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     if parts > 1:  # a part begins anywhere, so zeros come first; else each step adds its own, in cache
         x, cotangent = pad(x, *x_pads), pad(cotangent, *g_pads)
         x_pads = g_pads = (0, 0)
-    split = (groups, sequences, batch // sequences)
+    split = (groups, batch // sequences, sequences)
     x, cotangent = x.reshape(*split, *x.shape[2:]), cotangent.reshape(*split, *cotangent.shape[2:3], -1)
     shapes = [
         (groups, sequences, at_once, min(width, size - first), multiplier, channels)
@@ -165,9 +164,9 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
 
     def piece(array, i, start, length, pads):
         one = lax.dynamic_slice(
-            array, (0, 0, i // parts, start, 0), (groups, sequences, 1, length, array.shape[4])
+            array, (0, i // parts, 0, start, 0), (groups, 1, sequences, length, array.shape[4])
         )
-        return pad(lax.squeeze(one, (2,)), *pads)
+        return pad(lax.squeeze(one, (1,)), *pads)
 
     def step(i, sums):
         first = i % parts * at_once * block
@@ -179,7 +178,7 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
         some_g = some_g.reshape(groups, sequences, at_once, block, multiplier, channels)
         return [_add(each, some_x, some_g, width * n, stride) for n, each in enumerate(sums)]
 
-    zeros = [jnp.zeros(shape, x.dtype) for shape in shapes]
+    zeros = [lax.full_like(x, 0, shape=shape) for shape in shapes]
     sums = lax.fori_loop(0, batch // sequences * parts, step, zeros)
     return lax.concatenate([each.sum((1, 2)) for each in sums], 1)
 

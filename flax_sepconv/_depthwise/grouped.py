@@ -1,6 +1,7 @@
 """The three contractions by XLA's own grouped convolution: what they mean, and what is safe on every platform."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.geometry import Geometry
@@ -26,17 +27,25 @@ def output(x, kernel, geometry: Geometry, precision) -> jax.Array:
 
 def input_gradient(kernel, cotangent, geometry: Geometry, precision) -> jax.Array:
     """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`."""
-    groups, batch, _, _, channels = cotangent.shape
-    x = jax.ShapeDtypeStruct((groups, batch, geometry.length, channels), cotangent.dtype)
+    groups, batch, _, multiplier, channels = cotangent.shape
+    x = jax.ShapeDtypeStruct((groups * multiplier, batch, geometry.length, channels), cotangent.dtype)
+    kernel, cotangent = _as_groups(kernel, 2), _as_groups(cotangent, 3)
     (gradient,) = jax.linear_transpose(lambda x: output(x, kernel, geometry, precision), x)(cotangent)
-    return gradient
+    return gradient.reshape(groups, multiplier, *gradient.shape[1:]).sum(1)
 
 
 def kernel_gradient(x, cotangent, geometry: Geometry, precision) -> jax.Array:
     """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
     groups, _, _, multiplier, channels = cotangent.shape
-    kernel = jax.ShapeDtypeStruct((groups, geometry.kernel_size, multiplier, channels), x.dtype)
-    (gradient,) = jax.linear_transpose(lambda kernel: output(x, kernel, geometry, precision), kernel)(
-        cotangent
-    )
-    return gradient
+    kernel = jax.ShapeDtypeStruct((groups * multiplier, geometry.kernel_size, 1, channels), x.dtype)
+    x, cotangent = jnp.repeat(x, multiplier, 0), _as_groups(cotangent, 3)
+    (gradient,) = jax.linear_transpose(lambda k: output(x, k, geometry, precision), kernel)(cotangent)
+    return gradient.reshape(groups, multiplier, geometry.kernel_size, channels).swapaxes(1, 2)
+
+
+def _as_groups(array, axis: int) -> jax.Array:
+    """The multipliers, at `axis`, as more groups of one multiplier each.
+
+    Where the batch is divided among devices, XLA gathers it for the gradients of several multipliers.
+    """
+    return jnp.expand_dims(lax.collapse(jnp.moveaxis(array, axis, 1), 0, 2), axis)

@@ -10,20 +10,23 @@
 import functools
 from collections.abc import Callable
 
+from jax import export
+
 from flax_sepconv._depthwise import correlation, fourier, grouped, taps
 from flax_sepconv._depthwise.geometry import Geometry
+from flax_sepconv._depthwise.partitioning import by_parts
 
 # Each a function of the two arrays that are given, in the order input, kernel, output, and the geometry.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
     "taps": {
         "output": taps.output,
         "input": taps.input_gradient,
-        "kernel": correlation.kernel_gradient,
+        "kernel": by_parts(correlation.kernel_gradient, "kernel"),
     },
     "fourier": {
-        "output": fourier.output,
-        "input": fourier.input_gradient,
-        "kernel": fourier.kernel_gradient,
+        "output": by_parts(fourier.output, "output"),
+        "input": by_parts(fourier.input_gradient, "input"),
+        "kernel": by_parts(fourier.kernel_gradient, "kernel"),
     },
     "lax": {
         "output": grouped.output,
@@ -64,11 +67,11 @@ def choose(
         implementation: a name of `NAMES`, or `None` for the one that measurement favours, and XLA's own, which is
             known to be safe, where nothing was measured.
     """
-    if implementation is None and platform in _FOURIER_FROM:
-        few = geometry.kernel_size < _FOURIER_FROM[platform][result]
-        implementation = "taps" if few else "fourier"
-    elif implementation is None:
-        implementation = "lax"
+    if implementation is None:
+        # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
+        known = platform in _FOURIER_FROM and not export.is_symbolic_dim(geometry.length)
+        few = known and geometry.kernel_size < _FOURIER_FROM[platform][result]
+        implementation = ("taps" if few else "fourier") if known else "lax"
     if implementation == "taps" and result == "kernel" and platform in GPU:
         return functools.partial(correlation.sums, geometry=geometry)
     options = {"precision": precision} if implementation == "lax" else {}

@@ -32,6 +32,7 @@ from jax.interpreters import ad, batching, mlir
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
+from flax_sepconv._depthwise.partitioning import asks_for_devices, on_auto_axes, result_sharding
 
 SLOTS = ("input", "kernel", "output")
 
@@ -44,9 +45,9 @@ def contract(slots: Mapping[str, Any], **params) -> jax.Array:
         **params: `geometry`, `precision` and `implementation`.
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
-    return depthwise_p.bind(
-        *_alike([slots[slot] for slot in SLOTS if slot in slots]), result=result, **params
-    )
+    arrays = _alike([slots[slot] for slot in SLOTS if slot in slots])
+    devices = None if params["implementation"] == "lax" else asks_for_devices()
+    return depthwise_p.bind(*arrays, result=result, **params | {"devices": devices})
 
 
 depthwise_p = Primitive("depthwise_conv1d")
@@ -59,12 +60,22 @@ def _operands(result: str) -> tuple[str, str]:
 
 def _alike(arrays):
     """Under `shard_map`, what varies along a mesh axis can only meet what is marked as varying too."""
-    varying = [getattr(jax.typeof(array), "vma", frozenset()) for array in arrays]
+    varying = [_varying(jax.typeof(array)) for array in arrays]
     union = frozenset().union(*varying)
     return [
-        lax.pcast(array, tuple(union - vma), to="varying") if union - vma else array
-        for array, vma in zip(arrays, varying, strict=True)
+        _vary(array, tuple(union - own)) if union - own else array
+        for array, own in zip(arrays, varying, strict=True)
     ]
+
+
+def _vary(array, axes: tuple[str, ...]) -> jax.Array:
+    # JAX 0.8 has `pvary` for it.
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
+
+
+def _varying(aval) -> frozenset[str]:
+    # JAX 0.10 moved what was `vma`.
+    return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
 
 
 @depthwise_p.def_impl
@@ -72,7 +83,7 @@ def _apply(*arrays, **params):
     return _compiled(arrays, **params)
 
 
-@functools.partial(jax.jit, static_argnames=("result", "geometry", "precision", "implementation"))
+@functools.partial(jax.jit, static_argnames=("result", "geometry", "precision", "implementation", "devices"))
 def _compiled(arrays, **params):
     return depthwise_p.bind(*arrays, **params)
 
@@ -89,7 +100,7 @@ def _abstract(a, b, *, result, geometry: Geometry, **_):
     else:
         g, _, _, m, c = shapes["output"]
         shape = (g, geometry.kernel_size, m, c)
-    return a.update(shape=shape, weak_type=False)
+    return a.update(shape=shape, weak_type=False, sharding=result_sharding(result, a, b))
 
 
 # --- Derivatives ---------------------------------------------------------------------------------------------
@@ -161,13 +172,17 @@ batching.primitive_batchers[depthwise_p] = _batch
 
 
 def _lowering(platform: str | None):
-    def compute(a, b, *, result, geometry, precision, implementation):
+    def compute(a, b, *, result, geometry, precision, implementation, devices):
         # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
         wide = jnp.promote_types(a.dtype, jnp.float32)
         function = implementations.choose(result, geometry, precision, platform, implementation)
         return function(a.astype(wide), b.astype(wide)).astype(a.dtype)
 
-    return mlir.lower_fun(compute, multiple_results=False)
+    def rule(ctx, *operands, **params):
+        function = on_auto_axes(functools.partial(compute, **params), ctx.avals_out[0].sharding)
+        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+
+    return rule
 
 
 mlir.register_lowering(depthwise_p, _lowering(None))

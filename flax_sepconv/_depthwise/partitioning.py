@@ -1,0 +1,101 @@
+"""How a contraction is divided among devices: each does its own part of groups, batch, multipliers and channels.
+
+    T(x, k, y) = sum over g, n, m, c of a form of x[g, n, :, c], k[g, :, m, c] and y[g, n, :, m, c]
+
+XLA finds that out by itself where a contraction is elementwise work and reductions, but it gathers the operand of a
+Fourier transform on every device, whichever axis is split, and that of a loop over the batch. `by_parts` tells it.
+The axes along time stay whole here; `flax_sepconv.parallel` splits the sequence.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
+
+AXES = {"input": "gnlc", "kernel": "gkmc", "output": "gnomc"}
+TIME = "lko"
+
+
+def by_parts(function: Callable, result: str) -> Callable:
+    """`function(a, b, geometry=...)` of two slots' arrays, computed on each device for what that device holds.
+
+    Args:
+        function: computes the slot `result`.
+        result: `"input"`, `"kernel"` or `"output"`.
+
+    Returns:
+        A function of the same arguments. On one device, and inside `shard_map`, it is `function` itself.
+    """
+    operands = [axes for slot, axes in AXES.items() if slot != result]
+    everywhere = "".join(dict.fromkeys("".join([*operands, AXES[result]])))
+    contracted = [axis for axis in everywhere if axis not in AXES[result]]
+    rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(AXES[result])}"
+
+    def call(a, b, *, geometry):
+        def partition(mesh, arrays, out):
+            split = _split(zip((*operands, AXES[result]), (*arrays, out), strict=True))
+            summed = tuple(name for axis in contracted for name in split.get(axis, ()))
+
+            def part(a, b):
+                # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
+                with use_abstract_mesh(AbstractMesh((), ())):
+                    own = function(a, b, geometry=geometry)
+                    return lax.psum(own, summed) if summed else own
+
+            a, b, out = (
+                NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
+                for axes in (*operands, AXES[result])
+            )
+            return mesh, part, out, (a, b)
+
+        divided = custom_partitioning(lambda a, b: function(a, b, geometry=geometry))
+        whole = tuple(axis for axis in everywhere if axis in TIME)
+        divided.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
+        return divided(a, b)
+
+    return call
+
+
+def _split(arrays) -> dict[str, tuple[str, ...]]:
+    """Which mesh axes divide which axis: as the arrays are divided already, those with sequences first."""
+    split: dict[str, tuple[str, ...]] = {}
+    for axes, array in sorted(arrays, key=lambda pair: "n" not in pair[0]):
+        for axis, names in zip(axes, array.sharding.spec, strict=False):
+            names = (names,) if isinstance(names, str) else tuple(names or ())
+            taken = {name for others in split.values() for name in others}
+            if names and axis not in TIME and axis not in split and not taken & set(names):
+                split[axis] = names
+    return split
+
+
+@functools.cache
+def asks_for_devices():
+    """A parameter for equations that may be lowered to what `by_parts` makes.
+
+    JAX tells the lowering of a program which devices it is for only if it finds a primitive that asks for them, in
+    the program or in a jaxpr among its equations' parameters. This is such a jaxpr.
+    """
+    asks = custom_partitioning(lambda x: x)
+    asks.def_partition(lambda *_: None, sharding_rule="-> ")
+    return jax.make_jaxpr(asks)(jax.ShapeDtypeStruct((), "float32"))
+
+
+# --- Explicit axes: arrays whose types say how they are divided -----------------------------------------------
+
+
+def result_sharding(result: str, a, b) -> NamedSharding:
+    """How the slot `result` is divided, from the types of the two arrays, in the order of the slots."""
+    operands = [axes for slot, axes in AXES.items() if slot != result]
+    split = _split(zip(operands, (a, b), strict=True))
+    return NamedSharding(a.sharding.mesh, PartitionSpec(*(split.get(axis) for axis in AXES[result])))
+
+
+def on_auto_axes(function: Callable, sharding: Any) -> Callable:
+    """`function` with the division left to XLA inside, and its result divided as `sharding` says."""
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function
+    return auto_axes(function, out_sharding=sharding)

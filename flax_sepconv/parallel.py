@@ -1,0 +1,184 @@
+"""The layer on many devices: sequences divided among them, with as much exchanged as a window reads.
+
+    device        0            1            2
+    holds     |a b c d|    |e f g h|    |i j k l|
+    reads     |a b c d|  c d|e f g h|  g h|i j k l|      three taps, causal: the halo is two samples
+
+Batches need nothing from here: under plain `jax.jit`, a batch that is divided among devices stays where it is.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from flax_sepconv import _geometry, functional
+from flax_sepconv.config import SeparableConv1DConfig
+
+Axes: TypeAlias = str | tuple[str, ...] | None
+"""One or several names of a mesh's axes, or none."""
+
+
+def separable_conv1d(
+    params: Mapping[str, Any],
+    x,
+    config: SeparableConv1DConfig,
+    *,
+    mesh: Mesh,
+    batch: Axes = None,
+    length: Axes = None,
+    features: Axes = None,
+) -> jax.Array:
+    """`flax_sepconv.separable_conv1d` with its work divided among the devices of a mesh.
+
+    Along `length`, each device gets just the samples outside its block that its windows read, by `lax.ppermute`: at
+    stride 1, `(kernel_size - 1) * dilation_rate`, from several neighbours where blocks are shorter than that. Along
+    `batch` and `features` nothing is exchanged, except that gradients of what several devices share are summed.
+
+    Args:
+        params: as for `separable_conv1d`.
+        x: `(*batch, length, in_features)`, or channels_first.
+        config: the layer's arguments.
+        mesh: the devices.
+        batch: the mesh's axis, or axes, that divide the first batch axis of `x`.
+        length: likewise for the sequences, of the input and of the output. Where the devices do not divide the
+            output's length times `strides`, zeros are appended and the result is cut, which moves data: best keep
+            to lengths that are multiples of `strides` times the number of devices, and to paddings that keep them.
+        features: likewise for the filters: each device has its part of the pointwise kernel, the bias and the
+            output.
+
+    Returns:
+        What `separable_conv1d` returns, divided along its axes as the arguments say, except along a length that is
+        not a multiple of the number of devices.
+
+    Raises:
+        ValueError: what `separable_conv1d` refuses; an axis that the mesh does not have or that is named twice; no
+            axis at all; a first batch axis or `filters` that the devices do not divide.
+        TypeError: likewise, or `mesh` is not a `jax.sharding.Mesh`.
+
+    Example:
+        >>> import jax
+        >>> import flax_sepconv as fsc
+        >>> mesh = jax.make_mesh((1, jax.device_count()), ("data", "sequence"))
+        >>> config = fsc.SeparableConv1DConfig(64, 3, padding="same", activation="relu")
+        >>> params = fsc.init_params(jax.random.key(0), 12, config)
+        >>> x = jax.random.normal(jax.random.key(1), (8, 96, 12))
+        >>> y = fsc.parallel.separable_conv1d(params, x, config, mesh=mesh, batch="data", length="sequence")
+        >>> y.shape
+        (8, 96, 64)
+    """
+    jax.eval_shape(lambda params, x: functional.separable_conv1d(params, x, config), params, x)  # refuses
+    sizes = _check_axes(mesh, batch=batch, length=length, features=features)
+    if config.filters % sizes["features"]:
+        raise ValueError(
+            f"`features` names {sizes['features']} devices, which must divide the filters; got {config.filters}."
+        )
+    if batch is not None and (x.ndim < 3 or x.shape[0] % sizes["batch"]):
+        raise ValueError(
+            f"`batch` names {sizes['batch']} devices, which must divide the first of the batch axes of `x`; got "
+            f"the shape {x.shape}."
+        )
+    time = -3 - config.channel_axis
+
+    def spec(channels: Axes) -> PartitionSpec:
+        first = (batch, *[None] * (x.ndim - 3)) if x.ndim > 2 else ()
+        return PartitionSpec(*first, *((length, channels) if time == -2 else (channels, length)))
+
+    # The activation may be of whole rows or columns, as softmax is: it comes after.
+    local = dataclasses.replace(config, filters=config.filters // sizes["features"], activation=None)
+    apply = functools.partial(functional.separable_conv1d, config=local)
+    out_length: Any = config.output_length(x.shape[time])
+    if sizes["length"] > 1:
+        blocks = _blocks(x.shape[time], config, sizes["length"])
+        local = dataclasses.replace(local, padding="valid")
+        x = _resized(x, time, blocks.count * blocks.rows)
+
+        def apply(params, x):
+            return functional.separable_conv1d(params, _with_halo(x, time, length, blocks), local)
+
+    weights = {"depthwise_kernel": (), "pointwise_kernel": (None, None, features), "bias": (features,)}
+    specs = {name: PartitionSpec(*weights[name]) for name in params}
+    y = jax.shard_map(apply, mesh=mesh, in_specs=(specs, spec(None)), out_specs=spec(features))(
+        dict(params), x
+    )
+    return config.activation(_resized(y, time, out_length))
+
+
+def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
+    """How many devices each argument names, which must be different axes of the mesh."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh; got {mesh!r}.")
+    sizes, taken = {}, {}
+    for argument, value in axes.items():
+        names = () if value is None else (value,) if isinstance(value, str) else value
+        if not isinstance(names, tuple):
+            raise TypeError(
+                f"`{argument}` must be the name of an axis, a tuple of names or None; got {value!r}."
+            )
+        for name in names:
+            if name not in mesh.axis_names:
+                raise ValueError(f"`{argument}` must name axes of the mesh, {mesh.axis_names}; got {name!r}.")
+            if name in taken:
+                raise ValueError(
+                    f"`{argument}` must name an axis of its own; got {name!r}, as `{taken[name]}`."
+                )
+            taken[name] = argument
+        sizes[argument] = math.prod(mesh.shape[name] for name in names)
+    if not taken:
+        raise ValueError("one of `batch`, `length` and `features` must name an axis of the mesh; got none.")
+    return sizes
+
+
+class _Blocks(NamedTuple):
+    """How a sequence is cut into equal blocks, and how many rows around its block a device reads."""
+
+    count: int
+    rows: int
+    before: int
+    after: int
+
+
+def _blocks(length: int, config: SeparableConv1DConfig, count: int) -> _Blocks:
+    """Blocks that begin with the first row, after the padding, of the first of their windows."""
+    low, _ = _geometry.padding_amounts(length, **config.geometry)
+    span = _geometry.span(config.kernel_size, config.dilation_rate)
+    outputs = -(-length // (config.strides * count))
+    return _Blocks(count, outputs * config.strides, low, max(span - config.strides - low, 0))
+
+
+def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
+    """The rows that the windows of this device's block read: inside `shard_map`."""
+    time %= x.ndim
+    before, after = [], []
+    for parts, rows, towards in ((before, blocks.before, 1), (after, blocks.after, -1)):
+        hop = 1
+        while rows > 0:
+            if hop < blocks.count:
+                count = min(rows, blocks.rows)
+                start = blocks.rows - count if towards == 1 else 0
+                pairs = [(i, i + hop * towards) for i in range(blocks.count)]
+                # What no pair sends to is zero: the padding at the ends of the sequence.
+                pairs = [pair for pair in pairs if 0 <= pair[1] < blocks.count]
+                part = lax.ppermute(lax.slice_in_dim(x, start, start + count, 1, time), axes, pairs)
+            else:  # beyond the sequence on every device
+                count = rows
+                part = jnp.zeros((*x.shape[:time], count, *x.shape[time + 1 :]), x.dtype)
+            parts.append(part)
+            rows -= count
+            hop += 1
+    return jnp.concatenate([*reversed(before), x, *after], time)
+
+
+def _resized(x, time: int, length: int) -> jax.Array:
+    """With zeros at the end, or without the end."""
+    if length <= x.shape[time]:
+        return x if length == x.shape[time] else lax.slice_in_dim(x, 0, length, 1, time)
+    padding = [(0, 0)] * x.ndim
+    padding[time] = (0, length - x.shape[time])
+    return jnp.pad(x, padding)

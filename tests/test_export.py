@@ -1,0 +1,115 @@
+"""`jax.export`: one program for every platform, batch and length, of standard operations, that needs no library."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import flax_sepconv as fsc
+from tests.test_depthwise import IMPLEMENTATIONS, assert_close
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# What JAX adds to programs of symbolic shapes, and takes out when it compiles them: that sizes are as was promised.
+CHECKS = {"shape_assertion"}
+
+
+def exported(config, shape, constraints=()):
+    params = fsc.init_params(jax.random.key(0), 3, config)
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(shape, constraints=constraints), jnp.float32)
+    apply = jax.jit(lambda params, x: fsc.separable_conv1d(params, x, config))
+    make = export.export(apply, platforms=PLATFORMS)
+    return make(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params), x), params
+
+
+def foreign(program) -> set[str]:
+    return set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
+
+
+ANY_LENGTH = [
+    {"padding": "valid", "strides": 2},
+    {"padding": "causal", "strides": 3, "depth_multiplier": 2},
+    {"padding": "same", "dilation_rate": 3, "activation": "gelu"},
+    {"padding": "valid", "data_format": "channels_first", "activation": "softmax"},
+    {"padding": "same", "kernel_size": 140},
+    {"padding": "causal", "implementation": "lax"},
+]
+
+
+@pytest.mark.parametrize("arguments", ANY_LENGTH)
+def test_any_batch_and_any_length(arguments):
+    config = fsc.SeparableConv1DConfig(**{"filters": 4, "kernel_size": 5} | arguments)
+    last = config.channel_axis == -1
+    program, params = exported(config, "b, t, 3" if last else "b, 3, t", ["t >= 8"])
+    assert foreign(program) <= CHECKS
+    for batch, length in ((1, 8), (3, 29)):
+        x = jax.random.normal(jax.random.key(1), (batch, length, 3) if last else (batch, 3, length))
+        assert_close(program.call(params, x), fsc.separable_conv1d(params, x, config))
+
+
+@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+def test_any_batch_in_every_implementation(implementation):
+    config = fsc.SeparableConv1DConfig(
+        4, 5, strides=2, padding="same", depth_multiplier=2, implementation=implementation
+    )
+    program, params = exported(config, "a, b, 21, 3")
+    assert foreign(program) <= CHECKS
+    x = jax.random.normal(jax.random.key(1), (2, 3, 21, 3))
+    assert_close(program.call(params, x), fsc.separable_conv1d(params, x, config))
+
+
+def test_same_padding_with_strides_takes_lengths_of_known_remainder():
+    config = fsc.SeparableConv1DConfig(4, 5, strides=2, padding="same")
+    program, params = exported(config, "b, 2*t, 3")
+    x = jax.random.normal(jax.random.key(1), (2, 14, 3))
+    assert_close(program.call(params, x), fsc.separable_conv1d(params, x, config))
+    with pytest.raises(ValueError, match=r"`length` must be a multiple of strides=2 .* '2\*t'.*; got t"):
+        exported(config, "b, t, 3")
+
+
+def test_what_a_symbolic_length_cannot_do_is_refused():
+    config = fsc.SeparableConv1DConfig(4, 5)
+    with pytest.raises(ValueError, match=r"must be known to be at least 5; .*constraints=\['t >= 5'\]"):
+        exported(config, "b, t, 3")
+    config = fsc.SeparableConv1DConfig(4, 5, padding="causal", implementation="fourier")
+    with pytest.raises(ValueError, match="`implementation` must be None or 'lax' for a symbolic length"):
+        exported(config, "b, t, 3")
+
+
+def test_gradients_are_exported_too():
+    config = fsc.SeparableConv1DConfig(4, 5, padding="same", depth_multiplier=2)
+    program, params = exported(config, "2, 20, 3")
+    assert foreign(program) == set()
+    x = jax.random.normal(jax.random.key(1), (2, 20, 3))
+    loaded = export.deserialize(program.serialize(vjp_order=1))
+    ours = jax.grad(lambda params: jnp.sum(loaded.call(params, x) ** 2))(params)
+    theirs = jax.grad(lambda params: jnp.sum(fsc.separable_conv1d(params, x, config) ** 2))(params)
+    jax.tree.map(assert_close, ours, theirs)
+
+
+def test_program_runs_without_the_library(tmp_path):
+    config = fsc.SeparableConv1DConfig(4, 5, padding="causal", activation="gelu")
+    program, params = exported(config, "b, t, 3")
+    assert foreign(program) <= CHECKS
+    assert set(program.platforms) == set(PLATFORMS)
+    x = jax.random.normal(jax.random.key(1), (2, 33, 3))
+    (tmp_path / "program").write_bytes(program.serialize())
+    np.savez(tmp_path / "arrays.npz", x=x, **params)
+    code = """
+import sys
+sys.modules["flax_sepconv"] = sys.modules["flax"] = None  # importing them fails
+import jax, numpy as np
+from jax import export
+program = export.deserialize(bytearray(open("program", "rb").read()))
+arrays = dict(np.load("arrays.npz"))
+x = arrays.pop("x")
+np.save("y.npy", program.call(arrays, x))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert_close(np.load(tmp_path / "y.npy"), fsc.separable_conv1d(params, x, config))
