@@ -1,6 +1,7 @@
 """`python -m bench`: the command line."""
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -29,6 +30,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="B,L,C,F,K[,M,S,D[,PADDING]]",
         help="your own",
     )
+    add("--scale", type=int, default=1, metavar="N", help="N times the batch of every shape (default: 1)")
     add(
         "--peers", nargs="+", metavar="NAME", choices=peers.REGISTRY, help="only these (ours is always there)"
     )
@@ -56,7 +58,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> tuple[list[shapes.Shape], bool]:
-    """The shapes that were asked for, and whether per-example gradients were."""
+    """The shapes that were asked for, with batches to scale, and whether per-example gradients were."""
+    wanted, per_example = _named(args)
+    return [dataclasses.replace(s, batch=s.batch * args.scale) for s in wanted], per_example
+
+
+def _named(args: argparse.Namespace) -> tuple[list[shapes.Shape], bool]:
     if args.only:
         unknown = [name for name in args.only if not any(s.name.startswith(name) for s in shapes.SHAPES)]
         if unknown:
@@ -107,6 +114,7 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "malloc": malloc,
         "seconds": args.seconds,
+        "scale": args.scale,
         "machine": machine.description(),
         "peers": names,
         "missing": {},

@@ -2,7 +2,7 @@
 
 | implementation | output and input's gradient | kernel's gradient |
 | --- | --- | --- |
-| `"taps"` | sums of shifted products | reductions over blocks, on a GPU plain ones |
+| `"taps"` | sums of shifted products | sums over blocks, on a GPU plain ones |
 | `"fourier"` | transforms along time | transforms along time |
 | `"lax"` | XLA's grouped convolution | XLA's grouped convolution |
 """
@@ -33,6 +33,13 @@ _FUNCTIONS: dict[str, dict[str, Callable]] = {
         "input": grouped.input_gradient,
         "kernel": grouped.kernel_gradient,
     },
+}
+
+# The same sums as GPUs like them.
+_TAPS_ON_GPU: dict[str, Callable] = {
+    "output": functools.partial(taps.output, in_place=True),
+    "input": functools.partial(taps.input_gradient, in_place=True),
+    "kernel": correlation.sums,
 }
 
 NAMES = tuple(_FUNCTIONS)
@@ -72,7 +79,7 @@ def choose(
         known = platform in _FOURIER_FROM and not export.is_symbolic_dim(geometry.length)
         few = known and geometry.kernel_size < _FOURIER_FROM[platform][result]
         implementation = ("taps" if few else "fourier") if known else "lax"
-    if implementation == "taps" and result == "kernel" and platform in GPU:
-        return functools.partial(correlation.sums, geometry=geometry)
+    if implementation == "taps" and platform in GPU:
+        return functools.partial(_TAPS_ON_GPU[result], geometry=geometry)
     options = {"precision": precision} if implementation == "lax" else {}
     return functools.partial(_FUNCTIONS[implementation][result], geometry=geometry, **options)

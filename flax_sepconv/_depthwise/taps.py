@@ -28,8 +28,11 @@ EDGED = 20
 with 3 taps), but makes three sums of one, which take two to three times as long to compile."""
 
 
-def output(x, kernel, geometry: Geometry) -> jax.Array:
-    """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`."""
+def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
+    """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`.
+
+    `in_place` reads `x` without a padded copy, however many taps: on a GPU, XLA would pad anew for every tap.
+    """
     multiplier = kernel.shape[2]
 
     def sums(x, tap, start, count):
@@ -44,11 +47,11 @@ def output(x, kernel, geometry: Geometry) -> jax.Array:
             for t in range(geometry.kernel_size)
         )
 
-    return _by_pieces(x, kernel, geometry, sums)
+    return _by_pieces(x, kernel, geometry, in_place, sums)
 
 
-def input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
-    """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`."""
+def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
+    """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`; `in_place` as for `output`."""
     if geometry.strides > 1:
         return _strided_input_gradient(kernel, cotangent, geometry)
     reach = geometry.span - 1
@@ -63,7 +66,7 @@ def input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
             for m in range(kernel.shape[2])
         )
 
-    return _by_pieces(cotangent, kernel, back, sums)
+    return _by_pieces(cotangent, kernel, back, in_place, sums)
 
 
 def _product(rows, tap, m: int):
@@ -130,15 +133,16 @@ def pad(x, before: int, after: int, lanes: int = 0) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-def _by_pieces(x, kernel, geometry: Geometry, sums: Callable) -> jax.Array:
+def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) -> jax.Array:
     """`sums(x, tap, start, count)` for all outputs; `tap(t)` is the kernel at one tap, `(G, M, C)`."""
     _, size, multiplier, channels = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
-    if size * channels >= CROWDED:
+    mostly_edge = 2 * (last - first) <= outputs  # a padded copy costs little then
+    if size * channels >= CROWDED and not in_place:
         x = rows_read(x, geometry, 0, outputs, SPARE)
         return sums(lax.slice_in_dim(x, 0, channels, 1, x.ndim - 1), _taps_set_apart(kernel), 0, outputs)
     tap = _taps(kernel)
-    if size * multiplier > EDGED or 2 * (last - first) <= outputs:  # mostly edge: the copy costs little
+    if mostly_edge or (size * multiplier > EDGED and not in_place):
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
     parts = [sums(x, tap, first * geometry.strides - geometry.low, last - first)]
     if first > 0:
