@@ -35,7 +35,7 @@ def description() -> dict:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

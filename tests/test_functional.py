@@ -25,7 +25,7 @@ def assert_close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1.0))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(reference.layers())
 def test_output_is_the_definition(layer):
     config, params, x = layer
@@ -35,7 +35,7 @@ def test_output_is_the_definition(layer):
     assert y.shape == config.output_shape(x.shape)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(reference.layers(batch_axes=st.just(1), data_format="channels_last"))
 def test_depthwise_is_the_definition(layer):
     config, params, x = layer
@@ -47,7 +47,7 @@ def test_depthwise_is_the_definition(layer):
     assert_close(first, expected.swapaxes(1, 2))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(reference.layers(batch_axes=st.just(1), activation="tanh"))
 def test_gradients_of_both_modes_and_orders(layer):
     config, params, x = layer
@@ -61,7 +61,7 @@ def test_gradients_of_both_modes_and_orders(layer):
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(reference.layers(batch_axes=st.just(2)))
 def test_vmap_over_anything_is_a_loop(layer):
     config, params, x = layer
@@ -73,7 +73,7 @@ def test_vmap_over_anything_is_a_loop(layer):
     assert_close(jax.vmap(function)(many, both), expected)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(reference.layers(padding="causal", batch_axes=st.just(1)), st.data())
 def test_causal_outputs_see_no_later_input(layer, data):
     config, params, x = layer
