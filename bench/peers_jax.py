@@ -124,8 +124,35 @@ def _ours(problem: Problem, implementation: str | None) -> Definition:
 
 
 def ours() -> Peer:
-    """This library, choosing for itself."""
-    return _peer("flax_sepconv", lambda problem: _ours(problem, None))
+    """This library, choosing for itself; where one window is asked for, as a step of a stream."""
+
+    def build(problem):
+        streams = problem.shape.suite == "latency"
+        return _stream_step(problem) if streams else _build(_ours(problem, None), problem)
+
+    return Peer("flax_sepconv", build, jax.default_backend())
+
+
+def _stream_step(problem: Problem) -> Layer:
+    """One step of a stream, whose state is all of the window but its last sample; the next state is computed too."""
+    s = problem.shape
+    config = fsc.SeparableConv1DConfig(
+        s.filters, s.kernel_size, padding="causal", depth_multiplier=s.multiplier
+    )
+    _, params, *_ = _ours(problem, None)
+    params = jax.tree.map(jnp.asarray, params)
+    state, chunk = jnp.asarray(problem.x[:, :-1]), jnp.asarray(problem.x[:, -1:])
+
+    def step(params, chunk, state):
+        return fsc.stream_step(params, chunk, state, config)
+
+    compiled, _ = _compile(step, params, chunk, state, most=1)
+    return Layer(
+        lambda: jax.block_until_ready(compiled(params, chunk, state)),
+        None,
+        lambda result: {"output": np.asarray(result[0])},
+        {"forward_temp_bytes": _temp_bytes(compiled)},
+    )
 
 
 def grouped() -> Peer:

@@ -162,7 +162,7 @@ DILATION = tuple(
     for d in (1, 2, 4, 8, 16, 32, 64)
 )
 
-# One more output step at batch 1, as a streaming program computes it: one window, no padding.
+# One more output step at batch 1: one window without padding, which this library takes as a step of a stream.
 LATENCY = tuple(
     Shape(
         f"step-{name}",

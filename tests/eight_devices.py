@@ -227,6 +227,27 @@ def test_impossible_divisions_are_refused():
 # --- Weights that carry the names of their axes
 
 
+def test_nnx_weights_carry_their_division():
+    from flax import nnx
+
+    init = nnx.with_partitioning(nnx.initializers.glorot_uniform(), (None, None, "n"))
+    mesh = MESHES[AxisType.Auto]["line"]
+    with jax.set_mesh(mesh):
+        layer = fsc.nnx.SeparableConv1D(
+            3, 16, 3, pointwise_initializer=init, pointwise_constraint="max_norm", rngs=nnx.Rngs(0)
+        )
+        assert nnx.get_partition_spec(nnx.state(layer))["pointwise_kernel"][...] == PartitionSpec(
+            None, None, "n"
+        )
+        assert layer.pointwise_kernel[...].sharding.spec == PartitionSpec(None, None, "n")
+        x = jax.random.normal(jax.random.key(0), (8, 20, 3))
+        y = nnx.jit(lambda layer, x: layer(x))(layer, x)
+    params = {
+        name: np.asarray(value) for name, value in nnx.to_pure_dict(nnx.state(layer, nnx.Param)).items()
+    }
+    assert_close(y, fsc.separable_conv1d(params, x, layer.config))
+
+
 def test_linen_weights_carry_logical_axes():
     import flax.linen as nn
 
