@@ -27,10 +27,14 @@ def keep_freed_memory() -> str:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return "default (this C library has no mallopt)"
-    threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-    accepted = [
-        mallopt(option, value) for option, value in ((threshold, 1 << 30), (trim, 2**31 - 1), (pad, 1 << 28))
-    ]
+    threshold, trim, pad, arenas = (
+        -3,
+        -1,
+        -2,
+        -8,
+    )  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX
+    options = ((threshold, 1 << 30), (trim, 2**31 - 1), (pad, 1 << 28), (arenas, 1))
+    accepted = [mallopt(option, value) for option, value in options]
     return "keep (freed memory stays with the process)" if all(accepted) else "default (mallopt refused)"
 
 

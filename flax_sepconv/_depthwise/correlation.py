@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TIME, pad, rows, rows_read
+from flax_sepconv._depthwise.taps import TIME, pad, repeated, rows, rows_read
 
 BLOCK = 8  # outputs in a block of a reduction; times the taps, as much as LLVM will unroll: about 80
-FEW = 9  # taps, times multipliers, that one reduction sums
+FEW = 9  # taps that one reduction sums
 WIDTH = 16  # taps that one fusion of the loop sums
 LEAST_BLOCK = 12  # outputs in a block of the loop, which has at least as many as such taps reach
 STEP = 1 << 20  # bytes that one step of the loop reads; a quarter or four times as many were slower
@@ -28,7 +28,12 @@ STEP = 1 << 20  # bytes that one step of the loop reads; a quarter or four times
 
 def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
-    if geometry.kernel_size * cotangent.shape[3] <= FEW:
+    groups, *_, multiplier, channels = cotangent.shape
+    if multiplier > 1:
+        wide = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
+        gradient = kernel_gradient(repeated(x, multiplier), wide, geometry)
+        return gradient.reshape(groups, geometry.kernel_size, multiplier, channels)
+    if geometry.kernel_size <= FEW:
         return _by_reduction(x, cotangent, geometry)
     if geometry.dilation > 1 and geometry.strides > 1:
         return sums(x, cotangent, geometry)  # Keras refuses this pair, so it need not be fast

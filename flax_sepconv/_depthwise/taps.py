@@ -31,12 +31,16 @@ with 3 taps), but makes three sums of one, which take two to three times as long
 def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`.
 
-    `in_place` reads `x` without a padded copy, however many taps: on a GPU, XLA would pad anew for every tap.
+    `in_place` reads `x` without a copy, however many taps and multipliers: on a GPU, XLA would make it anew for every
+    tap.
     """
-    multiplier = kernel.shape[2]
+    groups, size, multiplier, channels = kernel.shape
+    if multiplier > 1 and not in_place:
+        y = output(repeated(x, multiplier), kernel.reshape(groups, size, 1, multiplier * channels), geometry)
+        return y.reshape(*y.shape[:3], multiplier, channels)
 
     def sums(x, tap, start, count):
-        shape = (*x.shape[:TIME], count, multiplier, kernel.shape[3])
+        shape = (*x.shape[:TIME], count, multiplier, channels)
         return _sum(
             lax.mul(
                 lax.broadcast_in_dim(
@@ -44,7 +48,7 @@ def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
                 ),
                 lax.broadcast_in_dim(tap(t), shape, (0, 3, 4)),
             )
-            for t in range(geometry.kernel_size)
+            for t in range(size)
         )
 
     return _by_pieces(x, kernel, geometry, in_place, sums)
@@ -131,6 +135,15 @@ def pad(x, before: int, after: int, lanes: int = 0) -> jax.Array:
     config = [(0, 0, 0)] * x.ndim
     config[TIME], config[-1] = (before, after, 0), (0, lanes, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def repeated(x, multiplier: int) -> jax.Array:
+    """The channels once for each multiplier, which makes a layer of one multiplier.
+
+    Two axes, of multipliers and of channels, become one in the pointwise product. XLA does that within the sums before
+    it, which makes them scalar: 9.5 against 6.5 ms forward on 4, 16000, 16 with 9 taps and 2 multipliers.
+    """
+    return lax.concatenate([x] * multiplier, x.ndim - 1)
 
 
 def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) -> jax.Array:
