@@ -55,7 +55,7 @@ PLATFORMS = ("cpu", *GPU)
 # GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
 # 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
 # as the better one there (bench/README.md), and on other devices nothing was measured.
-_FOURIER_FROM = {
+_FOURIER_FROM: dict[str | None, dict[str, int]] = {
     "cpu": {"output": 100, "input": 100, "kernel": 48},
     **{gpu: {"output": 80, "input": 80, "kernel": 20} for gpu in GPU},
 }
@@ -75,10 +75,12 @@ def choose(
             known to be safe, where nothing was measured.
     """
     if implementation is None:
+        measured = _FOURIER_FROM.get(platform)
         # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
-        known = platform in _FOURIER_FROM and not export.is_symbolic_dim(geometry.length)
-        few = known and geometry.kernel_size < _FOURIER_FROM[platform][result]
-        implementation = ("taps" if few else "fourier") if known else "lax"
+        if measured is None or export.is_symbolic_dim(geometry.length):
+            implementation = "lax"
+        else:
+            implementation = "taps" if geometry.kernel_size < measured[result] else "fourier"
     if implementation == "taps" and platform in GPU:
         return functools.partial(_TAPS_ON_GPU[result], geometry=geometry)
     options = {"precision": precision} if implementation == "lax" else {}

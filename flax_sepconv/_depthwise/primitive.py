@@ -69,8 +69,9 @@ def _alike(arrays):
 
 
 def _vary(array, axes: tuple[str, ...]) -> jax.Array:
-    # JAX 0.8 has `pvary` for it.
-    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
+    if hasattr(lax, "pcast"):
+        return lax.pcast(array, axes, to="varying")
+    return lax.pvary(array, axes)  # pyright: ignore[reportAttributeAccessIssue]  # JAX 0.8
 
 
 def _varying(aval) -> frozenset[str]:
