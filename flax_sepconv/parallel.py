@@ -65,7 +65,8 @@ def separable_conv1d(
     Example:
         >>> import jax
         >>> import flax_sepconv as fsc
-        >>> mesh = jax.make_mesh((1, jax.device_count()), ("data", "sequence"))
+        >>> auto = (jax.sharding.AxisType.Auto,) * 2  # of explicit axes, inputs must be divided already
+        >>> mesh = jax.make_mesh((1, jax.device_count()), ("data", "sequence"), axis_types=auto)
         >>> config = fsc.SeparableConv1DConfig(64, 3, padding="same", activation="relu")
         >>> params = fsc.init_params(jax.random.key(0), 12, config)
         >>> x = jax.random.normal(jax.random.key(1), (8, 96, 12))
