@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import flax_sepconv as fsc
-from flax_sepconv._depthwise import IMPLEMENTATIONS, Geometry, grouped
+from flax_sepconv._depthwise import IMPLEMENTATIONS, Geometry, correlation, grouped, taps
 from flax_sepconv._depthwise.primitive import SLOTS, contract
 from tests import reference
 
@@ -60,6 +60,37 @@ def test_every_contraction_is_the_grouped_convolutions(result, implementation, p
     function, operands = contraction(result, geometry, implementation)
     a, b = (arrays[slot] for slot in operands)
     assert_close(function(a, b), REFERENCE[result](a, b, geometry, "highest"))
+
+
+# What sizes or a GPU ask for: rows set apart, pieces of a sequence, sums in place. The thresholds are those of tests.
+FORMS = {
+    "output": [taps.output, functools.partial(taps.output, in_place=True)],
+    "input": [taps.input_gradient, functools.partial(taps.input_gradient, in_place=True)],
+    "kernel": [correlation.kernel_gradient, correlation.sums],
+}
+
+
+@pytest.mark.parametrize("result", SLOTS)
+@settings(max_examples=10)
+@given(problem=problems(), step=st.sampled_from([256, 2048]), few=st.sampled_from([1, 9]))
+def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
+    geometry, arrays = problem
+    a, b = (arrays[slot] for slot in SLOTS if slot != result)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taps, "CROWDED", 20)
+        patch.setattr(correlation, "STEP", step)
+        patch.setattr(correlation, "FEW", few)
+        for form in FORMS[result]:
+            assert_close(form(a, b, geometry), REFERENCE[result](a, b, geometry, "highest"))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 12])
+def test_an_empty_batch_has_a_kernel_gradient_of_zeros(kernel_size):
+    geometry = Geometry(40, kernel_size, 1, 1, 0, 0)
+    x, cotangent = jnp.ones((1, 0, 40, 4)), jnp.ones((1, 0, geometry.output_length, 2, 4))
+    np.testing.assert_array_equal(
+        correlation.kernel_gradient(x, cotangent, geometry), np.zeros((1, kernel_size, 2, 4))
+    )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -29,6 +29,8 @@ STEP = 1 << 20  # bytes that one step of the loop reads; a quarter or four times
 def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
     groups, *_, multiplier, channels = cotangent.shape
+    if cotangent.size == 0:  # an empty batch has no piece to loop over
+        return lax.full_like(x, 0, shape=(groups, geometry.kernel_size, multiplier, channels))
     if multiplier > 1:
         wide = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
         gradient = kernel_gradient(repeated(x, multiplier), wide, geometry)
