@@ -31,7 +31,7 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     groups, *_, multiplier, channels = cotangent.shape
     if cotangent.size == 0:  # an empty batch has no piece to loop over
         return lax.full_like(x, 0, shape=(groups, geometry.kernel_size, multiplier, channels))
-    if multiplier > 1:
+    if multiplier > 1:  # the forms below have one
         wide = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
         gradient = kernel_gradient(repeated(x, multiplier), wide, geometry)
         return gradient.reshape(groups, geometry.kernel_size, multiplier, channels)
@@ -82,26 +82,22 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
 
 def _in_blocks(x, cotangent, start: int, geometry: Geometry) -> jax.Array:
     """For windows inside of `x`, the first at row `start`, as many as fill whole blocks."""
-    groups, batch, count, multiplier, channels = cotangent.shape
+    groups, batch, count, _, channels = cotangent.shape
 
-    def blocks(rows):
-        return rows.reshape(groups, batch, count // BLOCK, BLOCK, channels)
+    def blocks(array):
+        return array.reshape(groups, batch, count // BLOCK, BLOCK, channels)
 
     products = [
-        blocks(rows(x, start + t * geometry.dilation, count, geometry.strides))
-        * blocks(cotangent[:, :, :, m])
+        blocks(rows(x, start + t * geometry.dilation, count, geometry.strides)) * blocks(cotangent)
         for t in range(geometry.kernel_size)
-        for m in range(multiplier)
     ]
-    sums = lax.reduce(
+    of_blocks = lax.reduce(
         products,
         [jnp.zeros((), x.dtype)] * len(products),
         lambda a, b: [u + v for u, v in zip(a, b, strict=True)],
         (TIME + 1,),
     )
-    return jnp.stack([each.sum((1, 2)) for each in sums], 1).reshape(
-        groups, geometry.kernel_size, multiplier, channels
-    )
+    return jnp.stack([each.sum((1, 2)) for each in of_blocks], 1)[:, :, None]
 
 
 def _row_by_row(x, cotangent, geometry: Geometry) -> jax.Array:
@@ -126,18 +122,18 @@ def _row_by_row(x, cotangent, geometry: Geometry) -> jax.Array:
 
 def _folded(x, cotangent, geometry: Geometry) -> jax.Array:
     """A dilation is none between every so many rows: these become channels."""
-    dilation, (groups, _, _, multiplier, channels) = geometry.dilation, cotangent.shape
+    dilation, (groups, batch, _, _, channels) = geometry.dilation, cotangent.shape
     outputs = -(-geometry.output_length // dilation)
     length = outputs + geometry.kernel_size - 1
     x = pad(x, geometry.low, length * dilation - geometry.low - geometry.length)
     cotangent = pad(cotangent, 0, outputs * dilation - geometry.output_length)
-    x = x.reshape(*x.shape[:TIME], length, dilation * channels)
-    cotangent = cotangent.reshape(*x.shape[:TIME], outputs, dilation, multiplier, channels).swapaxes(3, 4)
     plain = Geometry(length, geometry.kernel_size, strides=1, dilation=1, low=0, high=0)
-    gradient = kernel_gradient(
-        x, cotangent.reshape(*x.shape[:TIME], outputs, multiplier, dilation * channels), plain
+    gradient = _by_loop(
+        x.reshape(groups, batch, length, dilation * channels),
+        cotangent.reshape(groups, batch, outputs, 1, dilation * channels),
+        plain,
     )
-    return gradient.reshape(groups, geometry.kernel_size, multiplier, dilation, channels).sum(3)
+    return gradient.reshape(groups, geometry.kernel_size, dilation, 1, channels).sum(2)
 
 
 def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
