@@ -15,6 +15,7 @@ from jax import lax
 
 from flax_sepconv import _arguments, _geometry, _ragged
 from flax_sepconv._depthwise import Geometry, definition, depthwise
+from flax_sepconv._separable import separable
 from flax_sepconv.config import SeparableConv1DConfig, Weight
 
 
@@ -66,10 +67,8 @@ def separable_conv1d(
     if lengths is not None:
         x, linear = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
 
-    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, linear)
-    if config.use_bias:
-        bias = jnp.asarray(params["bias"], y.dtype)
-        y += bias if config.channel_axis == -1 else bias[:, None]
+    bias = jnp.asarray(params["bias"], jnp.promote_types(dtype, jnp.float32)) if config.use_bias else None
+    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, linear)
     y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
     y = y.astype(dtype)
     if lengths is None:
@@ -287,32 +286,27 @@ def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
     return y if config.channel_axis == -1 else y.swapaxes(1, 2)
 
 
-def _separable(x, depthwise_kernel, pointwise_kernel, config: SeparableConv1DConfig) -> jax.Array:
+def _separable(x, depthwise_kernel, pointwise_kernel, bias, config: SeparableConv1DConfig) -> jax.Array:
     """Both steps, `(N, L, C)` to `(N, O, F)` or the same for channels_first, in at least float32."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    if config.implementation == "lax":
-        y = _depthwise(x, depthwise_kernel, config)
-        product = "noc,cf->nof" if config.channel_axis == -1 else "nco,cf->nfo"
-        return jnp.einsum(
-            product, y, pointwise_kernel, precision=config.precision, preferred_element_type=wide
+    first = config.channel_axis == -2
+    if config.implementation != "lax":
+        y = separable(
+            x.swapaxes(1, 2) if first else x,
+            depthwise_kernel,
+            pointwise_kernel,
+            bias,
+            _geometry_of(x, config),
+            config.precision,
+            config.implementation,
         )
-
-    # The depthwise output is cheap to compute again, so that only the input and the parameters are kept for the
-    # backward pass. Its multipliers come before its channels, and the pointwise kernel's rows follow it.
-    @jax.checkpoint
-    def both(x, depthwise_kernel, pointwise_kernel):
-        y = depthwise(x, depthwise_kernel, geometry, config.precision, config.implementation)
-        _, channels, multiplier = depthwise_kernel.shape
-        by_multiplier = pointwise_kernel.reshape(channels, multiplier, config.filters).swapaxes(0, 1)
-        return lax.dot_general(
-            lax.collapse(y, 2),
-            lax.collapse(by_multiplier, 0, 2),
-            (((2,), (0,)), ((), ())),
-            precision=config.precision,
-            preferred_element_type=wide,
-        )
-
-    geometry = _geometry_of(x, config)
-    if config.channel_axis == -1:
-        return both(x, depthwise_kernel, pointwise_kernel)
-    return both(x.swapaxes(1, 2), depthwise_kernel, pointwise_kernel).swapaxes(1, 2)
+        return y.swapaxes(1, 2) if first else y
+    y = jnp.einsum(
+        "nco,cf->nfo" if first else "noc,cf->nof",
+        _depthwise(x, depthwise_kernel, config),
+        pointwise_kernel,
+        precision=config.precision,
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+    if bias is None:
+        return y
+    return y + (bias[:, None] if first else bias)

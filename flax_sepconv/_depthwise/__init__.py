@@ -11,7 +11,7 @@ from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
 from flax_sepconv._depthwise.primitive import contract
 
-__all__ = ["IMPLEMENTATIONS", "Geometry", "definition", "depthwise"]
+__all__ = ["IMPLEMENTATIONS", "Geometry", "contract", "definition", "depthwise"]
 
 
 def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | None) -> jax.Array:

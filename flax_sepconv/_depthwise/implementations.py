@@ -14,19 +14,24 @@ from jax import export
 
 from flax_sepconv._depthwise import correlation, fourier, grouped, taps
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.partitioning import by_parts
+from flax_sepconv._depthwise.partitioning import AXES, by_parts
+
+
+def _by_parts(function: Callable, result: str) -> Callable:
+    return by_parts(function, [axes for slot, axes in AXES.items() if slot != result], AXES[result])
+
 
 # Each a function of the two arrays that are given, in the order input, kernel, output, and the geometry.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
     "taps": {
         "output": taps.output,
         "input": taps.input_gradient,
-        "kernel": by_parts(correlation.kernel_gradient, "kernel"),
+        "kernel": _by_parts(correlation.kernel_gradient, "kernel"),
     },
     "fourier": {
-        "output": by_parts(fourier.output, "output"),
-        "input": by_parts(fourier.input_gradient, "input"),
-        "kernel": by_parts(fourier.kernel_gradient, "kernel"),
+        "output": _by_parts(fourier.output, "output"),
+        "input": _by_parts(fourier.input_gradient, "input"),
+        "kernel": _by_parts(fourier.kernel_gradient, "kernel"),
     },
     "lax": {
         "output": grouped.output,

@@ -8,7 +8,7 @@ The axes along time stay whole here; `flax_sepconv.parallel` splits the sequence
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,39 +20,39 @@ AXES = {"input": "gnlc", "kernel": "gkmc", "output": "gnomc"}
 TIME = "lko"
 
 
-def by_parts(function: Callable, result: str) -> Callable:
-    """`function(a, b, geometry=...)` of two slots' arrays, computed on each device for what that device holds.
+def by_parts(function: Callable, operands: Sequence[str], result: str) -> Callable:
+    """`function(a, b, **static)`, computed on each device for what that device holds.
 
     Args:
-        function: computes the slot `result`.
-        result: `"input"`, `"kernel"` or `"output"`.
+        function: contracts two arrays, over the axes that the result does not have.
+        operands: the axes of the two arrays, a letter for each; those of `TIME` stay whole.
+        result: the axes of the result.
 
     Returns:
         A function of the same arguments. On one device, and inside `shard_map`, it is `function` itself.
     """
-    operands = [axes for slot, axes in AXES.items() if slot != result]
-    everywhere = "".join(dict.fromkeys("".join([*operands, AXES[result]])))
-    contracted = [axis for axis in everywhere if axis not in AXES[result]]
-    rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(AXES[result])}"
+    everywhere = "".join(dict.fromkeys("".join([*operands, result])))
+    contracted = [axis for axis in everywhere if axis not in result]
+    rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(result)}"
 
-    def call(a, b, *, geometry):
+    def call(a, b, **static):
         def partition(mesh, arrays, out):
-            split = _split(zip((*operands, AXES[result]), (*arrays, out), strict=True))
+            split = _split(zip((*operands, result), (*arrays, out), strict=True))
             summed = tuple(name for axis in contracted for name in split.get(axis, ()))
 
             def part(a, b):
                 # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
                 with use_abstract_mesh(AbstractMesh((), ())):
-                    own = function(a, b, geometry=geometry)
+                    own = function(a, b, **static)
                     return lax.psum(own, summed) if summed else own
 
             a, b, out = (
                 NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
-                for axes in (*operands, AXES[result])
+                for axes in (*operands, result)
             )
             return mesh, part, out, (a, b)
 
-        divided = custom_partitioning(lambda a, b: function(a, b, geometry=geometry))
+        divided = custom_partitioning(lambda a, b: function(a, b, **static))
         whole = tuple(axis for axis in everywhere if axis in TIME)
         divided.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
         return divided(a, b)
@@ -87,11 +87,11 @@ def asks_for_devices():
 # --- Explicit axes: arrays whose types say how they are divided -----------------------------------------------
 
 
-def result_sharding(result: str, a, b) -> NamedSharding:
-    """How the slot `result` is divided, from the types of the two arrays, in the order of the slots."""
-    operands = [axes for slot, axes in AXES.items() if slot != result]
-    split = _split(zip(operands, (a, b), strict=True))
-    return NamedSharding(a.sharding.mesh, PartitionSpec(*(split.get(axis) for axis in AXES[result])))
+def result_sharding(axes: Mapping[str, str], result: str, *arrays) -> NamedSharding:
+    """How the slot `result` is divided, from the types of the other slots' arrays, in the order of `axes`."""
+    operands = [letters for slot, letters in axes.items() if slot != result]
+    split = _split(zip(operands, arrays, strict=True))
+    return NamedSharding(arrays[0].sharding.mesh, PartitionSpec(*(split.get(axis) for axis in axes[result])))
 
 
 def on_auto_axes(function: Callable, sharding: Any) -> Callable:

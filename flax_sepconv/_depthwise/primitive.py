@@ -32,7 +32,12 @@ from jax.interpreters import ad, batching, mlir
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.partitioning import asks_for_devices, on_auto_axes, result_sharding
+from flax_sepconv._depthwise.partitioning import (
+    AXES,
+    asks_for_devices,
+    on_auto_axes,
+    result_sharding,
+)
 
 SLOTS = ("input", "kernel", "output")
 
@@ -45,7 +50,7 @@ def contract(slots: Mapping[str, Any], **params) -> jax.Array:
         **params: `geometry`, `precision` and `implementation`.
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
-    arrays = _alike([slots[slot] for slot in SLOTS if slot in slots])
+    arrays = alike([slots[slot] for slot in SLOTS if slot in slots])
     devices = None if params["implementation"] == "lax" else asks_for_devices()
     return depthwise_p.bind(*arrays, result=result, **params | {"devices": devices})
 
@@ -58,7 +63,7 @@ def _operands(result: str) -> tuple[str, str]:
     return a, b
 
 
-def _alike(arrays):
+def alike(arrays):
     """Under `shard_map`, what varies along a mesh axis can only meet what is marked as varying too."""
     varying = [_varying(jax.typeof(array)) for array in arrays]
     union = frozenset().union(*varying)
@@ -101,7 +106,7 @@ def _abstract(a, b, *, result, geometry: Geometry, **_):
     else:
         g, _, _, m, c = shapes["output"]
         shape = (g, geometry.kernel_size, m, c)
-    return a.update(shape=shape, weak_type=False, sharding=result_sharding(result, a, b))
+    return a.update(shape=shape, weak_type=False, sharding=result_sharding(AXES, result, a, b))
 
 
 # --- Derivatives ---------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""How both steps are computed: one seam, `separable`, in front of every way to join them."""
+
+import jax
+from jax import lax
+
+from flax_sepconv._depthwise import Geometry
+from flax_sepconv._separable.primitive import contract
+
+__all__ = ["separable"]
+
+
+def separable(
+    x,
+    depthwise_kernel,
+    pointwise_kernel,
+    bias,
+    geometry: Geometry,
+    precision,
+    implementation: str | None,
+) -> jax.Array:
+    """The depthwise step and the pointwise one, of which no derivative keeps what is between them.
+
+    Args:
+        x: `(N, L, C)`.
+        depthwise_kernel: `(K, C, M)`, of the same dtype.
+        pointwise_kernel: `(C * M, F)`, of the same dtype.
+        bias: `(F,)` of at least float32, or `None`.
+        geometry: of the depthwise step.
+        precision: for convolutions and products of matrices.
+        implementation: one of `_depthwise.IMPLEMENTATIONS`, or `None`.
+
+    Returns:
+        `(N, O, F)`, in at least float32.
+    """
+    _, channels, multiplier = depthwise_kernel.shape
+    by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
+    pointwise = lax.collapse(by_multiplier, 0, 2)
+    exact = bias is not None and bias.dtype == x.dtype  # in half precision a bias is added after
+    if exact:
+        pointwise = lax.concatenate([pointwise, bias[None]], 0)
+    slots = {"input": x, "kernel": depthwise_kernel.swapaxes(1, 2), "pointwise": pointwise}
+    y = contract(slots, geometry=geometry, precision=precision, implementation=implementation, bias=exact)
+    return y if bias is None or exact else y + bias
