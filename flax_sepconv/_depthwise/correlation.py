@@ -73,11 +73,20 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
         return _in_blocks(rows_read(x, padded, 0, whole), pad(cotangent, 0, missing), 0, geometry)
     start = first * geometry.strides - geometry.low
     gradient = _in_blocks(x, lax.slice_in_dim(cotangent, first, last, 1, TIME), start, geometry)
-    for a, b in ((0, first), (last, geometry.output_length)):
-        if a < b:
-            edge = lax.slice_in_dim(cotangent, a, b, 1, TIME)
-            gradient += _row_by_row(rows_read(x, geometry, a, b), edge, geometry)
-    return gradient
+    edges = [(a, b) for a, b in ((0, first), (last, geometry.output_length)) if a < b]
+    if not edges:
+        return gradient
+    # Both edges side by side, with zeros up to whole blocks.
+    count = -(-max(b - a for a, b in edges) // BLOCK) * BLOCK
+    reach = (count - 1) * geometry.strides + geometry.span
+    some_x, some_g = (
+        lax.concatenate([pad(part, 0, rows - part.shape[TIME]) for part in parts], 1)
+        for parts, rows in (
+            ([rows_read(x, geometry, a, b) for a, b in edges], reach),
+            ([lax.slice_in_dim(cotangent, a, b, 1, TIME) for a, b in edges], count),
+        )
+    )
+    return gradient + _in_blocks(some_x, some_g, 0, geometry)
 
 
 def _in_blocks(x, cotangent, start: int, geometry: Geometry) -> jax.Array:
@@ -98,23 +107,6 @@ def _in_blocks(x, cotangent, start: int, geometry: Geometry) -> jax.Array:
         (TIME + 1,),
     )
     return jnp.stack([each.sum((1, 2)) for each in of_blocks], 1)[:, :, None]
-
-
-def _row_by_row(x, cotangent, geometry: Geometry) -> jax.Array:
-    """For the few windows of an edge, from the first row of `x` on."""
-    count = cotangent.shape[TIME]
-    return jnp.stack(
-        [
-            jnp.einsum(
-                "gnoc,gnomc->gmc",
-                rows(x, t * geometry.dilation, count, geometry.strides),
-                cotangent,
-                precision="highest",
-            )
-            for t in range(geometry.kernel_size)
-        ],
-        1,
-    )
 
 
 # --- More taps: a loop ---------------------------------------------------------------------------------------

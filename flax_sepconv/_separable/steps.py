@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from flax_sepconv import _depthwise
 from flax_sepconv._depthwise import Geometry, contract, taps
 from flax_sepconv._depthwise.partitioning import by_parts
 
@@ -145,13 +144,13 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             return jax.linear_transpose(lambda x: _windows(x, geometry), shape)(windows)[0]
         windows = _windows(x, geometry)
         return _product(_with_ones(windows) if bias else windows, jnp.concatenate([dense, last]), precision)
-    windows = _windows(x, geometry)
-    gradient = _half_sums(_with_ones(windows) if bias else windows, y, precision)
-    by_tap = gradient[: size * channels].reshape(size, channels, -1)
+    # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
+    gradient = _half_sums(_with_ones(_windows(x, geometry)), y, precision)
+    by_tap = gradient[:-1].reshape(size, channels, -1)
     if result == "kernel":
         return jnp.einsum("tcf,mcf->tmc", by_tap, by_channel, precision="highest")
     by_row = jnp.einsum("tcf,tmc->mcf", by_tap, kernel, precision="highest").reshape(-1, y.shape[2])
-    return jnp.concatenate([by_row, gradient[size * channels :]])
+    return jnp.concatenate([by_row, gradient[-1:]]) if bias else by_row
 
 
 def _windows(x, geometry: Geometry) -> jax.Array:
