@@ -144,7 +144,7 @@ def _batch(arrays, dims, *, result, devices, **params):
     operands = _operands(result)
     batched = {slot: dim for slot, dim in zip(operands, dims, strict=True) if dim is not None}
     if {*batched, result} != {"input", "output"}:
-        one = functools.partial(steps.apart, result=result, **params)
+        one = jax.checkpoint(functools.partial(steps.apart, result=result, **params))
         return jax.vmap(one, dims)(*arrays), 0
     ((slot, dim),) = batched.items()
     slots = dict(zip(operands, arrays, strict=True))
@@ -161,7 +161,7 @@ batching.primitive_batchers[separable_p] = _batch
 
 def _lowering(platform: str | None):
     def rule(ctx, *operands, devices, **params):
-        function = functools.partial(steps.joined if platform == "cpu" else steps.apart, **params)
+        function = functools.partial(steps.joined if platform == "cpu" else steps.recomputing, **params)
         function = on_auto_axes(function, ctx.avals_out[0].sharding)
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
 

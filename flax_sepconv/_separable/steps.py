@@ -29,24 +29,31 @@ def apart(*arrays, result: str, geometry: Geometry, precision, implementation: s
             h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=wide
         )
         return y + pointwise[-1].astype(wide) if bias else y
-    given = x if result == "kernel" else kernel
-    multiplier = pointwise.shape[0] // given.shape[-1]
-    h = _columns_product(y, pointwise, precision)
-    slots = {
-        "output": h.reshape(1, *h.shape[:2], multiplier, given.shape[-1]),
-        ("input" if result == "kernel" else "kernel"): given[None],
-    }
-    return contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
+    h = lax.dot_general(
+        y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
+    )
+    return _depthwise_gradient(x, kernel, h, geometry, precision, implementation)
+
+
+def recomputing(*arrays, result: str, **params):
+    """`apart`, but the pointwise kernel's gradient computes the depthwise output again.
+
+    Without a barrier XLA keeps that of the forward pass, as large as the input, until the backward pass comes to it.
+    """
+    arrays = lax.optimization_barrier(arrays) if result == "pointwise" else arrays
+    return apart(*arrays, result=result, **params)
 
 
 def joined(*arrays, result: str, geometry: Geometry, precision, implementation: str | None, bias: bool):
     """The same as XLA's CPU backend likes it, which works on float32 and float64.
 
     - The bias is a row of the product, with a channel of ones: another pass over the output takes as long as a third
-      of the product (9.4 to 6.2 ms on 8, 1600, 64 to 256 filters with 33 taps and strides of 2).
+      of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2).
     - A convolution of one tap is a product for which XLA takes Eigen, not YNNPACK: 2.6 against 3.5 ms for 65536 rows
-      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, seldom slower. Forward only.
+      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower.
     - Few channels and many multipliers are one dense convolution, `_dense`.
+    - The pointwise kernel's gradient shares the forward pass's depthwise output if XLA sees both in one program:
+      memory is as for plain autodiff then, and time a tenth less.
     """
     arguments = {"geometry": geometry, "precision": precision, "implementation": implementation}
     x, kernel, pointwise, y = _by_slot(result, arrays)
@@ -58,7 +65,7 @@ def joined(*arrays, result: str, geometry: Geometry, precision, implementation: 
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
-        return apart(*arrays, result=result, bias=bias, **arguments)
+        return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **arguments)
     h = _depthwise_output(x, kernel, **arguments)
     h = _with_ones(h) if bias else h
     return _product(h, pointwise, precision) if result == "output" else _half_sums(h, y, precision)
@@ -77,22 +84,23 @@ def _depthwise_output(x, kernel, geometry, precision, implementation) -> jax.Arr
     return lax.collapse(h, 2)
 
 
+def _depthwise_gradient(x, kernel, h, geometry, precision, implementation) -> jax.Array:
+    """The slot of `x` and `kernel` that is `None`, from the other and the gradient `(N, O, M * C)`."""
+    slot, given = ("kernel", kernel) if x is None else ("input", x)
+    h = h.reshape(1, *h.shape[:2], h.shape[2] // given.shape[-1], given.shape[-1])
+    slots = {slot: given[None], "output": h}
+    return contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
+
+
 def _with_ones(h) -> jax.Array:
     """One more channel of ones."""
     return lax.concatenate([h, lax.full_like(h, 1, shape=(*h.shape[:2], 1))], 2)
 
 
-def _product(h, pointwise, precision) -> jax.Array:
-    """`(N, O, R)` and `(R, F)` to `(N, O, F)`."""
+def _product(h, pointwise, precision, layout: str = "WIO") -> jax.Array:
+    """`(N, O, R)` and `(R, F)` to `(N, O, F)`; or `(N, O, F)` to `(N, O, R)` with the layout `"WOI"`."""
     return lax.conv_general_dilated(
-        h, pointwise[None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), precision=precision
-    )
-
-
-def _columns_product(y, pointwise, precision) -> jax.Array:
-    """`(N, O, F)` and `(R, F)` to `(N, O, R)`."""
-    return lax.dot_general(
-        y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
+        h, pointwise[None], (1,), "VALID", dimension_numbers=("NWC", layout, "NWC"), precision=precision
     )
 
 
@@ -123,8 +131,14 @@ def _halves(h, y, precision) -> jax.Array:
 
 
 def _dense_is_faster(kernel_size: int, channels: int, multiplier: int) -> bool:
-    """Whether its product has hardly more columns than that of the two steps."""
-    return kernel_size * channels <= max(1.5 * multiplier * channels, 16)
+    """Whether its product has no more columns than that of the two steps, or hardly more of few.
+
+    4 channels, 8 taps and 8 multipliers: 16.4 to 13.7 ms forward and 67 to 54 with gradients on 64, 1000 to 320
+    filters; 9 channels, 5 taps and 4: 1.8 to 1.2 and 4.7 to 3.8 on 64, 128 to 64. But 16 channels, 5 taps and 4: 3.8
+    to 4.9 and 10.7 to 10.8; 4 channels, 5 taps and 2: 1.4 to 1.9 and 4.4 to 5.7, both on 64, 200 or so to 64.
+    """
+    columns = kernel_size * channels
+    return columns <= multiplier * channels or (columns <= 64 and 4 * kernel_size <= 5 * multiplier)
 
 
 def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> jax.Array:
@@ -139,7 +153,7 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             size * channels, -1
         )
         if result == "input":
-            windows = _columns_product(y, dense, precision)
+            windows = _product(y, dense, precision, "WOI")
             shape = jax.ShapeDtypeStruct((y.shape[0], geometry.length, channels), kernel.dtype)
             return jax.linear_transpose(lambda x: _windows(x, geometry), shape)(windows)[0]
         windows = _windows(x, geometry)
