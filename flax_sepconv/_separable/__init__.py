@@ -35,9 +35,10 @@ def separable(
     _, channels, multiplier = depthwise_kernel.shape
     by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
     pointwise = lax.collapse(by_multiplier, 0, 2)
-    exact = bias is not None and bias.dtype == x.dtype  # in half precision a bias is added after
-    if exact:
-        pointwise = lax.concatenate([pointwise, bias[None]], 0)
     slots = {"input": x, "kernel": depthwise_kernel.swapaxes(1, 2), "pointwise": pointwise}
-    y = contract(slots, geometry=geometry, precision=precision, implementation=implementation, bias=exact)
-    return y if bias is None or exact else y + bias
+    params = {"geometry": geometry, "precision": precision, "implementation": implementation}
+    if bias is None or bias.dtype != x.dtype:  # in half precision it is added to what is not rounded yet
+        y = contract(slots, bias=False, **params)
+        return y if bias is None else y + bias
+    slots["pointwise"] = lax.concatenate([pointwise, bias[None]], 0)
+    return contract(slots, bias=True, **params)

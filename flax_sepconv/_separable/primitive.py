@@ -51,7 +51,7 @@ def contract(slots: Mapping[str, Any], *, bias: bool, **params) -> jax.Array:
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
     if bias and result in ("input", "kernel"):  # it has no part in these
-        slots, bias = slots | {"pointwise": slots["pointwise"][:-1]}, False
+        slots, bias = {**slots, "pointwise": slots["pointwise"][:-1]}, False
     arrays = alike([slots[slot] for slot in SLOTS if slot in slots])
     return separable_p.bind(*arrays, result=result, bias=bias, **params | {"devices": asks_for_devices()})
 

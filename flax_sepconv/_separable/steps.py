@@ -3,6 +3,8 @@
 What is here takes the three arrays of a contraction in the order of the slots, input, kernel, pointwise, output.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import export, lax
@@ -71,7 +73,7 @@ def joined(*arrays, result: str, geometry: Geometry, precision, implementation: 
     return _product(h, pointwise, precision) if result == "output" else _half_sums(h, y, precision)
 
 
-def _by_slot(result: str, arrays):
+def _by_slot(result: str, arrays) -> list[Any]:
     """Input, kernel, pointwise and output, `None` for the result."""
     given = iter(arrays)
     return [None if slot == result else next(given) for slot in ("input", "kernel", "pointwise", "output")]
