@@ -146,10 +146,18 @@ def test_equal_configs_share_one_compilation():
     assert len(traces) == 1
 
 
-def test_precision_reaches_both_products():
-    config = fsc.SeparableConv1DConfig(4, 3, precision="highest")
-    text = str(jax.make_jaxpr(lambda p, x: fsc.separable_conv1d(p, x, config))(PARAMS, X))
-    assert text.count("Precision.HIGHEST") >= 2
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize(
+    ("implementation", "products"), [("lax", 2), (None, 1)]
+)  # "taps" has none of its own
+def test_precision_reaches_the_products(implementation, products, platform):
+    def program(precision):
+        config = fsc.SeparableConv1DConfig(4, 3, precision=precision, implementation=implementation)
+        function = jax.jit(lambda p, x: fsc.separable_conv1d(p, x, config))
+        return function.trace(PARAMS, X).lower(lowering_platforms=(platform,)).as_text()
+
+    assert program("highest").count("HIGHEST") >= 2 * products  # for both operands of each
+    assert "HIGHEST" not in program(None)
 
 
 def test_empty_batch_gives_an_empty_batch():

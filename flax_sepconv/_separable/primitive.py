@@ -103,22 +103,17 @@ def _abstract(*arrays, result, geometry: Geometry, bias, **_):
 def _jvp(primals, tangents, *, result, bias, **params):
     slots = dict(zip(_operands(result), primals, strict=True))
     out = contract(slots, bias=bias, **params)
-    terms = [
-        _tangent(slots, slot, tangent, result, bias, params)
-        for slot, tangent in zip(slots, tangents, strict=True)
-        if type(tangent) is not ad.Zero
-    ]
+    # The ones that the bias meets do not change with the input or the kernel, nor does that row of a gradient.
+    unbiased = slots | {"pointwise": slots["pointwise"][:-1]} if bias and result == "output" else slots
+    terms = []
+    for slot, tangent in zip(slots, tangents, strict=True):
+        if type(tangent) is ad.Zero:
+            continue
+        constant = bias and slot in ("input", "kernel")
+        given = unbiased if constant else slots
+        term = contract(given | {slot: tangent}, bias=bias and not constant, **params)
+        terms.append(jnp.pad(term, ((0, 1), (0, 0))) if constant and result == "pointwise" else term)
     return out, functools.reduce(jnp.add, terms)  # JAX does not ask where every tangent is zero
-
-
-def _tangent(slots, slot: str, tangent, result: str, bias: bool, params):
-    slots = slots | {slot: tangent}
-    if not bias or slot in ("pointwise", "output"):
-        return contract(slots, bias=bias, **params)
-    # The ones that the bias meets do not change with the input or the kernel.
-    if result == "output":
-        return contract(slots | {"pointwise": slots["pointwise"][:-1]}, bias=False, **params)
-    return jnp.pad(contract(slots, bias=False, **params), ((0, 1), (0, 0)))
 
 
 def _transpose(cotangent, *arrays, result, bias, **params):

@@ -11,6 +11,7 @@ from jax import export, lax
 
 from flax_sepconv._depthwise import Geometry, contract, taps
 from flax_sepconv._depthwise.partitioning import by_parts
+from flax_sepconv._depthwise.primitive import alike
 
 SMALL = 1 << 15
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
@@ -156,8 +157,8 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
         )
         if result == "input":
             windows = _product(y, dense, precision, "WOI")
-            shape = jax.ShapeDtypeStruct((y.shape[0], geometry.length, channels), kernel.dtype)
-            return jax.linear_transpose(lambda x: _windows(x, geometry), shape)(windows)[0]
+            x, _ = alike([jnp.zeros((y.shape[0], geometry.length, channels), y.dtype), windows])
+            return jax.vjp(lambda x: _windows(x, geometry), x)[1](windows)[0]
         windows = _windows(x, geometry)
         return _product(_with_ones(windows) if bias else windows, jnp.concatenate([dense, last]), precision)
     # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
