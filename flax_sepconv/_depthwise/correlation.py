@@ -14,7 +14,7 @@ vectorizes the outer one, over channels, only if it can unroll the inner one. So
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.taps import TIME, pad, repeated, rows, rows_read
@@ -203,5 +203,7 @@ def _block(count: int, least: int) -> int:
 
 
 def _divisor(n: int, most: int) -> int:
-    """The largest divisor of `n` that is at most `most`, or 1."""
+    """The largest divisor of `n` that is at most `most`, or 1; and 1 of a symbolic batch."""
+    if export.is_symbolic_dim(n):
+        return 1
     return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
