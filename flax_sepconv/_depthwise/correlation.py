@@ -140,8 +140,9 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     block = _block(count, -(-width // stride))
     blocks = -(-count // block)
     block_bytes = groups * block * (stride + multiplier) * channels * x.dtype.itemsize
+    # Two steps at the least: of one, XLA makes no loop, and copies all windows (1.0 against 0.3 ms on 64, 32, 16).
     sequences = _divisor(batch, STEP // (blocks * block_bytes))
-    parts = -(-blocks * block_bytes // STEP) if sequences == 1 else 1
+    parts = max(-(-blocks * block_bytes // STEP), 2 if batch == 1 else 1) if sequences == 1 else 1
     at_once = -(-blocks // parts)
     blocks = parts * at_once
     reach = (block - 1) * stride + (size - 1) // width * width  # rows that a step reads beyond its blocks
@@ -203,7 +204,7 @@ def _block(count: int, least: int) -> int:
 
 
 def _divisor(n: int, most: int) -> int:
-    """The largest divisor of `n` that is at most `most`, or 1; and 1 of a symbolic batch."""
+    """The largest divisor of `n` that is at most `most` and half of `n`, or 1; and 1 of a symbolic batch."""
     if export.is_symbolic_dim(n):
         return 1
-    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
+    return max((d for d in range(1, min(n // 2, most) + 1) if n % d == 0), default=1)
