@@ -68,7 +68,7 @@ def exact(geometry, bias, slots, result):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("result", SLOTS)
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(problem=problems())
 def test_every_form_is_the_definition(result, form, problem):
     geometry, bias, slots = problem
