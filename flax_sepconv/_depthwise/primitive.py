@@ -32,14 +32,9 @@ from jax.interpreters import ad, batching, mlir
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.partitioning import (
-    AXES,
-    asks_for_devices,
-    on_auto_axes,
-    result_sharding,
-)
+from flax_sepconv._depthwise.partitioning import AXES, asks_for_devices, on_auto_axes, result_sharding
 
-SLOTS = ("input", "kernel", "output")
+SLOTS = tuple(AXES)
 
 
 def contract(slots: Mapping[str, Any], **params) -> jax.Array:
