@@ -1,6 +1,13 @@
 """TensorFlow: `tf.nn.separable_conv2d` over a height of 1, as `tf.keras.layers.SeparableConv1D` calls it."""
 
+import contextlib
+
 import numpy as np
+
+# PyTorch's builds for CUDA bring Triton, which `torch.compile` imports; after TensorFlow that ends the process.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
+
 import tensorflow as tf
 
 from bench.peers import Layer, Peer, on_gpu

@@ -11,7 +11,7 @@ from torch import nn
 from bench.peers import Layer, Peer, Unavailable, on_gpu
 from bench.problem import Problem
 
-CUDA = on_gpu() and torch.cuda.is_available()
+CUDA = torch.cuda.is_available() and on_gpu()
 if CUDA:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
