@@ -4,8 +4,7 @@ Each refuses with the argument's name, what came and what would do.
 """
 
 import functools
-import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -16,25 +15,19 @@ from jax import lax
 from flax_sepconv import activations, constraints, initializers, regularizers
 from flax_sepconv._depthwise import IMPLEMENTATIONS
 from flax_sepconv._geometry import PADDINGS
+from flax_sepconv._keras_object import integer
+from flax_sepconv._messages import shown
 
 DATA_FORMATS = ("channels_last", "channels_first")
 
-
-def integer(argument: str, value) -> int:
-    """Any integer, of Python or NumPy, but no boolean."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{argument}` must be an integer; got {value!r}.") from None
+FLOATS = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
 
 
-def positive(argument: str, value) -> int:
+def count(argument: str, value) -> int:
     """An integer of at least 1."""
     number = integer(argument, value)
     if number <= 0:
-        raise ValueError(f"`{argument}` must be at least 1; got {value!r}.")
+        raise ValueError(f"`{argument}` must be at least 1; got {shown(value)}.")
     return number
 
 
@@ -42,9 +35,9 @@ def size(argument: str, value) -> int:
     """A positive integer, or a sequence of one as Keras allows."""
     if isinstance(value, (tuple, list)):
         if len(value) != 1:
-            raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {value!r}.")
+            raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {shown(value)}.")
         (value,) = value
-    return positive(argument, value)
+    return count(argument, value)
 
 
 def choice(options: tuple[str, ...], argument: str, value) -> str:
@@ -52,7 +45,7 @@ def choice(options: tuple[str, ...], argument: str, value) -> str:
     lowered = value.lower() if isinstance(value, str) else value
     if lowered not in options:
         kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"`{argument}` must be one of {', '.join(map(repr, options))}; got {value!r}.")
+        raise kind(f"`{argument}` must be one of {', '.join(map(repr, options))}; got {shown(value)}.")
     return lowered
 
 
@@ -63,20 +56,20 @@ def data_format(argument: str, value) -> str:
 
 def implementation(argument: str, value) -> str | None:
     """A name of an implementation, or `None` to let the library choose."""
-    return None if value is None else choice(tuple(IMPLEMENTATIONS), argument, value)
+    return None if value is None else choice(IMPLEMENTATIONS, argument, value)
 
 
 def boolean(argument: str, value) -> bool:
     """`True` or `False`, and nothing that merely counts as one."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{argument}` must be True or False; got {value!r}.")
+        raise TypeError(f"`{argument}` must be True or False; got {shown(value)}.")
     return bool(value)
 
 
 def optional_name(argument: str, value) -> str | None:
     """A string or `None`."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"`{argument}` must be a string or None; got {value!r}.")
+        raise TypeError(f"`{argument}` must be a string or None; got {shown(value)}.")
     return value
 
 
@@ -84,10 +77,14 @@ def float_dtype(argument: str, value) -> np.dtype:
     """A real floating dtype."""
     try:
         dtype = jnp.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         dtype = None
-    if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"`{argument}` must be a floating dtype; got {value!r}.")
+    if value is None or dtype is None or dtype not in FLOATS:
+        policy = (isinstance(value, str) and value.startswith("mixed_")) or isinstance(value, Mapping)
+        hint = " For one of Keras's policies, set `dtype` to what it computes in." if policy else ""
+        raise TypeError(
+            f"`{argument}` must be one of {', '.join(map(str, FLOATS))}; got {shown(value)}.{hint}"
+        )
     return dtype
 
 
@@ -107,7 +104,7 @@ def precision(argument: str, value):
     except ValueError:
         raise ValueError(
             f"`{argument}` must be None, 'default', 'high', 'highest', a jax.lax.Precision, or a pair of "
-            f"these; got {value!r}."
+            f"these; got {shown(value)}."
         ) from None
 
 
@@ -124,13 +121,13 @@ IDENTIFIERS = {
 """The module that resolves each argument which Keras lets one name."""
 
 NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
-    "filters": positive,
+    "filters": count,
     "kernel_size": size,
     "strides": size,
     "padding": functools.partial(choice, PADDINGS),
     "data_format": data_format,
     "dilation_rate": size,
-    "depth_multiplier": positive,
+    "depth_multiplier": count,
     "use_bias": boolean,
     "trainable": boolean,
     "name": optional_name,

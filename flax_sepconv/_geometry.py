@@ -4,12 +4,28 @@ Output sample `o` reads the padded input at `o * strides + k * dilation_rate` fo
 window spans `(kernel_size - 1) * dilation_rate + 1` samples. Everything else here follows from that.
 """
 
+import jax
+import numpy as np
+
 PADDINGS = ("valid", "same", "causal")
 
 
 def span(kernel_size: int, dilation_rate: int) -> int:
     """Number of samples from the first one that a window reads to the last, both included."""
     return (kernel_size - 1) * dilation_rate + 1
+
+
+def shortest(kernel_size: int, padding: str, dilation_rate: int) -> int:
+    """Samples of the shortest sequence that gives an output."""
+    return span(kernel_size, dilation_rate) if padding == "valid" else 1
+
+
+def signed(lengths):
+    """An array of lengths in an integer type in which nothing wraps: of 32 bits at the least, and a sign."""
+    wide = np.int32 if lengths.dtype.itemsize < 4 else np.int64
+    if lengths.dtype.kind == "i" and lengths.dtype.itemsize >= 4:
+        return lengths
+    return lengths.astype(wide if isinstance(lengths, np.ndarray) else jax.dtypes.canonicalize_dtype(wide))
 
 
 def output_length(length, kernel_size: int, strides: int, padding: str, dilation_rate: int):

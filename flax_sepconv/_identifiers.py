@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
-from flax_sepconv._keras_object import KerasObject, shown
+from flax_sepconv._keras_object import KerasObject
+from flax_sepconv._messages import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Family:
         functions: what is itself the object, by name.
         refused: names that Keras knows and this library cannot serve, each with the reason.
         ignored: entries of a config that mean nothing here.
+        called_with: what a caller's own callable is given.
     """
 
     wanted: str
@@ -43,6 +45,7 @@ class Family:
     functions: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    called_with: tuple[str, ...] = ("x",)
 
 
 def resolve(identifier: Any, family: Family, argument: str) -> Any:
@@ -77,7 +80,7 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
             ) from None
     if isinstance(identifier, KerasObject) and identifier.keras_module != family.classes[0].keras_module:
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
-    if not callable(identifier):
+    if not callable(identifier) or not _takes(identifier, family.called_with):
         raise TypeError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
     try:
         hash(identifier)
@@ -87,6 +90,18 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
             "function, or an object of a frozen dataclass with a `__call__`."
         ) from None
     return identifier
+
+
+def _takes(function: Callable, arguments: tuple[str, ...]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # of some builtins nothing is known
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def to_config(obj: Any, family: Family, argument: str) -> dict[str, Any]:

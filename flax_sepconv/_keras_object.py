@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_sepconv._dtypes import wide
+from flax_sepconv._messages import shown
+
 
 class KerasObject(abc.ABC):
     """Base of the frozen dataclasses that stand for Keras's objects.
@@ -44,12 +47,6 @@ class KerasObject(abc.ABC):
 
 def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
-
-
-def shown(value: Any) -> str:
-    """A value for a message, at most a line of it."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # ---- Checks of fields: `check(name, value) -> canonical value` ----
@@ -146,7 +143,7 @@ Axes = Annotated[int | Sequence[int] | None, axes]
 def widened(x: Any) -> jax.Array:
     """`x` in float32 where its own dtype is narrower: sums and norms of half precision are taken in that."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide(x.dtype))
 
 
 def check_axes(chosen: Any, ndim: int, name: str = "axis") -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 from flax_sepconv import _geometry, activations
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
 
@@ -24,28 +25,29 @@ def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
     if type(lengths) is int:
         lengths = np.asarray(lengths)
     if not (hasattr(lengths, "dtype") and hasattr(lengths, "shape")):
-        raise TypeError(f"`lengths` must be an array of integers; got {lengths!r}.")
+        raise TypeError(f"`lengths` must be an array of integers; got {shown(lengths)}.")
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"`lengths` must hold integers; got an array of dtype {lengths.dtype}.")
     if lengths.shape != x.shape[:-2]:
         raise ValueError(
             f"`lengths` must have the shape of the batch axes of `x`, {x.shape[:-2]}; got {lengths.shape}."
         )
-    if activations.mixes(config.activation, time_axis(config), len(x.shape)):
+    if activations.mixes(config.activation, config.time_axis, len(x.shape)):
         raise ValueError(
             f"`lengths` cannot be used with an `activation` that works along time, as {config.activation!r} does with "
             f"data_format={config.data_format!r}: all outputs would depend on the padding. Use another data format, or "
             "activation=None and an activation of your own that knows the lengths."
         )
-    lengths = jnp.asarray(lengths)
-    # In a type that holds the length of `x` and negative numbers.
-    lengths = lengths.astype(jnp.promote_types(lengths.dtype, jnp.int32))
-    return jnp.clip(lengths, 0, x.shape[time_axis(config)])
+    length: Any = x.shape[config.time_axis]
+    if not export.is_symbolic_dim(length):  # before the type changes: no type of JAX may hold what is beyond
+        lengths = lengths.clip(0, min(length, int(jnp.iinfo(lengths.dtype).max)))
+    return jnp.clip(_geometry.signed(jnp.asarray(lengths)), 0, length)
 
 
 def without_padding(x, lengths, config: SeparableConv1DConfig) -> jax.Array:
     """`x` with zeros, and no gradient, at and beyond its lengths."""
-    real = jnp.arange(x.shape[time_axis(config)]) < lengths[..., None]
+    steps = lax.broadcasted_iota(lengths.dtype, (*lengths.shape, x.shape[config.time_axis]), lengths.ndim)
+    real = steps < lengths[..., None]
     return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)
 
 
@@ -56,7 +58,7 @@ def in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sepa
     """
     if config.padding != "same" or config.strides == 1:
         return x, config
-    axis = time_axis(config)
+    axis = config.time_axis
     length = x.shape[axis]
     # Strides come without dilation.
     read = (_geometry.output_length(length, **config.geometry) - 1) * config.strides + config.kernel_size
@@ -71,13 +73,3 @@ def in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sepa
     for _ in lengths.shape:
         place = jax.vmap(place)
     return place(jnp.pad(x, padding), low), dataclasses.replace(config, padding="valid")
-
-
-def output_lengths(lengths, config: SeparableConv1DConfig) -> jax.Array:
-    """Lengths of the outputs, 0 where no window fits."""
-    return jnp.maximum(_geometry.output_length(lengths, **config.geometry), 0)
-
-
-def time_axis(config: SeparableConv1DConfig) -> int:
-    """The axis of time, counted from the end."""
-    return -3 - config.channel_axis

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv._keras_object import shown, values
+from flax_sepconv._keras_object import values
+from flax_sepconv._messages import shown
 
 
 def window(name: str, value: Any) -> str | tuple[float, ...] | None:

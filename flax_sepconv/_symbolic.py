@@ -24,8 +24,8 @@ def check_length(length: Any, geometry: dict[str, Any], implementation: str | No
     Raises:
         ValueError: with what would do.
     """
-    padding, strides = geometry["padding"], geometry["strides"]
-    shortest = _geometry.span(geometry["kernel_size"], geometry["dilation_rate"]) if padding == "valid" else 1
+    strides = geometry["strides"]
+    shortest = _geometry.shortest(geometry["kernel_size"], geometry["padding"], geometry["dilation_rate"])
     long_enough = False
     with contextlib.suppress(InconclusiveDimensionOperation):
         long_enough = length >= shortest

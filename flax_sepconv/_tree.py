@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig, Weight
 
 Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
@@ -35,11 +36,11 @@ class Place(NamedTuple):
     config: SeparableConv1DConfig
     weight: Weight
 
-    def __call__(self, function: Callable, *leaves, reduces: bool = False):
+    def __call__(self, function: Callable, leaf, reduces: bool = False):
         """Applies `function` of one layer's weight to each layer of a stack by itself."""
         for axis in getattr(self.config, "stack_axes", ()):
             function = jax.vmap(function, in_axes=axis, out_axes=0 if reduces else axis)
-        return function(*leaves)
+        return function(leaf)
 
 
 def weights_of(tree, configs: Configs, hole: type | tuple = ()) -> list[tuple[Any, Place | None]]:
@@ -79,12 +80,14 @@ def _places(configs: Configs) -> dict[tuple[str, ...], Place]:
     if isinstance(configs, SeparableConv1DConfig):
         configs = {"": configs}
     if not isinstance(configs, Mapping):
-        raise TypeError(f"`configs` must be a SeparableConv1DConfig or a mapping of them; got {configs!r}.")
+        raise TypeError(
+            f"`configs` must be a SeparableConv1DConfig or a mapping of them; got {shown(configs)}."
+        )
     places = {}
     for path, config in configs.items():
         if not isinstance(path, str) or not isinstance(config, SeparableConv1DConfig):
             raise TypeError(
-                f"`configs` must map paths like 'block/conv' to SeparableConv1DConfigs; got {path!r}: {config!r}."
+                f"`configs` must map paths like 'block/conv' to SeparableConv1DConfigs; got {path!r}: {shown(config)}."
             )
         layer = tuple(path.split("/")) if path else ()
         # Names and ranks do not depend on the number of input channels.

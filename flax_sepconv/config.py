@@ -1,7 +1,7 @@
 """The static description of a layer: Keras's arguments, validated once and hashable.
 
-Everything downstream (parameters, the function, loss terms, optax transforms) asks a `SeparableConv1DConfig`;
-nothing else repeats the argument list, the names of the weights, or their shapes.
+Everything downstream (parameters, the function, loss terms, optax transforms) asks a `SeparableConv1DConfig` for the
+layer's arguments, and for its weights, their shapes and what is attached to them.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
+from jax.core import Tracer
 
 from flax_sepconv import _geometry, _keras_config, _symbolic, initializers
-from flax_sepconv._arguments import NORMALIZE, check_shape, integer
+from flax_sepconv._arguments import NORMALIZE, check_shape
+from flax_sepconv._keras_object import integer
 
 Size: TypeAlias = Any
 """A positive integer, or a sequence of one as Keras allows; the config keeps the integer."""
@@ -66,8 +68,10 @@ class SeparableConv1DConfig:
         name: a name of the layer, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
-        precision: passed to `jax.lax`'s convolution and product.
-        implementation: how the depthwise step is computed; `None` lets the library choose.
+        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
+            depthwise step is mostly computed, work in full precision always.
+        implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
+            lets the library choose by platform and kernel size.
 
     Raises:
         ValueError: an argument of the right type with a value that is refused.
@@ -170,12 +174,17 @@ class SeparableConv1DConfig:
         """The axis of the channels, counted from the end."""
         return -1 if self.data_format == "channels_last" else -2
 
+    @property
+    def time_axis(self) -> int:
+        """The axis of time, counted from the end."""
+        return -3 - self.channel_axis
+
     def output_length(self, length):
         """Length of the output for an input of `length` samples.
 
         Args:
-            length: an integer, an integer array of lengths, a symbolic dimension of `jax.export`, or `None` for
-                unknown.
+            length: an integer, an integer array of lengths, a traced integer, a symbolic dimension of `jax.export`,
+                or `None` for unknown.
 
         Returns:
             The same kind as came. Lengths in an array that give no output give 0.
@@ -193,17 +202,17 @@ class SeparableConv1DConfig:
         """
         if length is None:
             return None
-        if hasattr(length, "dtype") and np.ndim(length) > 0:
+        if isinstance(length, Tracer) or (hasattr(length, "dtype") and np.ndim(length) > 0):
             if not jnp.issubdtype(length.dtype, jnp.integer):
                 raise TypeError(f"`length` must hold integers; got an array of dtype {length.dtype}.")
-            return _geometry.output_length(length, **self.geometry).clip(0)
+            return _geometry.output_length(_geometry.signed(length), **self.geometry).clip(0)
         if export.is_symbolic_dim(length):
             _symbolic.check_length(length, self.geometry, self.implementation)
             return _geometry.output_length(length, **self.geometry)
         length = integer("length", length)
         out = _geometry.output_length(length, **self.geometry)
         if out <= 0:
-            shortest = _geometry.span(self.kernel_size, self.dilation_rate) if self.padding == "valid" else 1
+            shortest = _geometry.shortest(self.kernel_size, self.padding, self.dilation_rate)
             raise ValueError(
                 f"the output would be empty: length={length} with kernel_size={self.kernel_size}, "
                 f"strides={self.strides}, dilation_rate={self.dilation_rate} and padding={self.padding!r}. "

@@ -15,6 +15,8 @@ from jax import lax
 
 from flax_sepconv import _arguments, _geometry, _ragged
 from flax_sepconv._depthwise import Geometry, definition, depthwise
+from flax_sepconv._dtypes import wide
+from flax_sepconv._messages import shown
 from flax_sepconv._separable import separable
 from flax_sepconv.config import SeparableConv1DConfig, Weight
 
@@ -32,7 +34,7 @@ def separable_conv1d(
         config: the layer's arguments; static under `jax.jit`.
         lengths: integers `(*batch,)`: how many samples of each sequence there are. What stands in `x` beyond them
             reaches no output and gets no gradient, even where it is not a number. Lengths below 0 count as 0, and
-            those above that of `x` as that of `x`. `None` is no padding at all.
+            those above that of `x` as that of `x`. With `None`, every sequence is as long as `x`.
 
     Returns:
         `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
@@ -42,9 +44,10 @@ def separable_conv1d(
     Raises:
         ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
             channels than the parameters', an output that would be empty, `lengths` of another shape, or
-            `lengths` with an activation that works along time, such as softmax in channels_first.
-        TypeError: `params` is not a mapping, `config` not a config, `x` not an array of real numbers, or
-            `lengths` not an array of integers.
+            `lengths` with an activation that works along time, such as softmax in channels_first; a `dtype` of
+            float64 while JAX's 64-bit mode is off.
+        TypeError: `params` is not a mapping of arrays of real numbers, `config` not a config, `x` not an array of
+            real numbers, or `lengths` not an array of integers.
 
     Example:
         >>> import jax
@@ -57,24 +60,25 @@ def separable_conv1d(
     """
     in_features = check_input(x, config)
     params = check_params(params, in_features, config)
+    check_width("dtype", config.dtype)
     if lengths is not None:
         lengths = _ragged.check_lengths(lengths, x, config)
     dtype = config.dtype or _common_dtype(x, *params.values())
     x, depthwise_kernel, pointwise_kernel = (
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
     )
-    linear = config
+    step = config
     if lengths is not None:
-        x, linear = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
+        x, step = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
 
-    bias = jnp.asarray(params["bias"], jnp.promote_types(dtype, jnp.float32)) if config.use_bias else None
-    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, linear)
+    bias = jnp.asarray(params["bias"], wide(dtype)) if config.use_bias else None
+    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, step)
     y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
     y = y.astype(dtype)
     if lengths is None:
         return config.activation(y)
     # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
-    out = _ragged.output_lengths(lengths, config)
+    out = config.output_length(lengths)
     return _ragged.without_padding(config.activation(_ragged.without_padding(y, out, config)), out, config)
 
 
@@ -104,14 +108,13 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
         {'depthwise_kernel': (3, 12, 1), 'pointwise_kernel': (1, 12, 64), 'bias': (64,)}
     """
     check_config(config)
-    in_features = _arguments.positive("in_features", in_features)
-    check_param_dtype(config)
+    in_features = _arguments.count("in_features", in_features)
+    check_width("param_dtype", config.param_dtype)
     weights = config.weights(in_features)
     params = {}
     for weight, subkey in zip(weights, jax.random.split(key, len(weights)), strict=True):
-        value = jnp.asarray(weight.initializer(subkey, weight.shape, config.param_dtype))
-        check_initial(weight, value.shape)
-        params[weight.name] = value.astype(config.param_dtype)
+        value = weight.initializer(subkey, weight.shape, config.param_dtype)
+        params[weight.name] = as_initial(value, weight, config)
     return params
 
 
@@ -135,8 +138,8 @@ def depthwise_conv1d(
         padding: `"valid"`, `"same"` or `"causal"`, in any case.
         dilation_rate: step between the samples of one window, in samples.
         data_format: `"channels_last"` or `"channels_first"`.
-        precision: passed to `lax.conv_general_dilated`.
-        implementation: `"lax"`, the definition; `None` lets the library choose.
+        precision: as in `SeparableConv1DConfig`.
+        implementation: `"taps"`, `"fourier"` or `"lax"`, the definition; `None` lets the library choose.
 
     Returns:
         `(*batch, output_length, channels * depth_multiplier)`, or with the last two exchanged for
@@ -186,40 +189,45 @@ def depthwise_conv1d(
 def check_input(x, config: SeparableConv1DConfig) -> int:
     """Refuses an input that the layer cannot take, and returns the number of its channels."""
     check_config(config)
-    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
-        raise TypeError(f"`x` must be an array; got {x!r}.")
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise TypeError(f"`x` must hold real numbers; got an array of dtype {x.dtype}.")
+    check_real("x", x)
     axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
     if len(x.shape) < 2:
         raise ValueError(f"`x` must be {axes}; got the shape {x.shape}.")
-    length, channels = x.shape[-3 - config.channel_axis], x.shape[config.channel_axis]
+    length, channels = x.shape[config.time_axis], x.shape[config.channel_axis]
     if channels == 0:
         raise ValueError(f"`x` must be {axes} with at least one channel; got the shape {x.shape}.")
     config.output_length(length)  # refuses a length that gives no output
     return channels
 
 
-def check_param_dtype(config: SeparableConv1DConfig) -> None:
-    """Refuses parameters that JAX would silently make narrower."""
-    if jax.dtypes.canonicalize_dtype(config.param_dtype) != config.param_dtype:
-        raise ValueError(
-            f"`param_dtype` {config.param_dtype} needs jax.config.update('jax_enable_x64', True); got it off."
-        )
+def check_real(name: str, value) -> None:
+    """Refuses what is no array of real numbers."""
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        raise TypeError(f"`{name}` must be an array; got {shown(value)}.")
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` must hold real numbers; got an array of dtype {value.dtype}.")
 
 
-def check_initial(weight: Weight, shape: tuple[int, ...]) -> None:
-    """Refuses what an initializer returned if it is of another shape than it should be."""
-    if tuple(shape) != weight.shape:
+def check_width(argument: str, dtype) -> None:
+    """Refuses a dtype that JAX would make narrower."""
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"`{argument}` {dtype} needs jax.config.update('jax_enable_x64', True); got it off.")
+
+
+def as_initial(value, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
+    """What an initializer returned, in `param_dtype`; refused if it is of another shape than it should be."""
+    value = jnp.asarray(value)
+    if value.shape != weight.shape:
         raise ValueError(
-            f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {tuple(shape)}."
+            f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
         )
+    return value.astype(config.param_dtype)
 
 
 def check_config(config) -> None:
     """Refuses what is no config."""
     if not isinstance(config, SeparableConv1DConfig):
-        raise TypeError(f"`config` must be a SeparableConv1DConfig; got {config!r}.")
+        raise TypeError(f"`config` must be a SeparableConv1DConfig; got {shown(config)}.")
 
 
 def check_params(params, in_features: int | None, config: SeparableConv1DConfig) -> Mapping[str, Any]:
@@ -240,8 +248,9 @@ def check_params(params, in_features: int | None, config: SeparableConv1DConfig)
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = " Pass one layer's own dict, such as `variables['params']`." if name == "params" else hint
             raise ValueError(
-                f"`params` must have just {', '.join(map(repr, names))}; got {name!r} too.{hint}"
+                f"`params` must have just {', '.join(map(repr, names))}; got {', '.join(map(repr, params))}.{hint}"
             )
     for weight in weights:
         if weight.name not in params:
@@ -249,6 +258,7 @@ def check_params(params, in_features: int | None, config: SeparableConv1DConfig)
                 f"`params` must have {', '.join(map(repr, names))}; got no {weight.name!r}, only "
                 f"{', '.join(map(repr, params)) or 'an empty dict'}."
             )
+        check_real(f"params[{weight.name!r}]", params[weight.name])
         shape = jnp.shape(params[weight.name])
         if shape != weight.shape:
             raise ValueError(
@@ -261,7 +271,7 @@ def check_params(params, in_features: int | None, config: SeparableConv1DConfig)
 def _common_dtype(*arrays):
     """Flax's rule for `dtype=None`: the common dtype, made floating."""
     dtype = jnp.result_type(*arrays)
-    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide(dtype)
 
 
 def _one_batch_axis(x) -> jax.Array:
@@ -269,7 +279,7 @@ def _one_batch_axis(x) -> jax.Array:
 
 
 def _geometry_of(x, config: SeparableConv1DConfig) -> Geometry:
-    length = x.shape[-3 - config.channel_axis]
+    length = x.shape[config.time_axis]
     low, high = _geometry.padding_amounts(length, **config.geometry)
     return Geometry(length, config.kernel_size, config.strides, config.dilation_rate, low, high)
 
@@ -305,8 +315,8 @@ def _separable(x, depthwise_kernel, pointwise_kernel, bias, config: SeparableCon
         _depthwise(x, depthwise_kernel, config),
         pointwise_kernel,
         precision=config.precision,
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        preferred_element_type=wide(x.dtype),
     )
     if bias is None:
         return y
-    return y + (bias[:, None] if first else bias)
+    return y + (bias[None, :, None] if first else bias[None, None])

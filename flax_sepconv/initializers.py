@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import _stft
+from flax_sepconv import _dtypes, _stft
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
 from flax_sepconv._keras_object import (
     KerasObject,
@@ -60,7 +60,7 @@ class Initializer(KerasObject):
         seed = getattr(self, "seed", None)
         if seed is not None:
             key = jax.random.key(seed % 2**32)
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = _dtypes.wide(dtype)
         return self._values(key, tuple(shape), wide).astype(dtype)
 
     @abc.abstractmethod
@@ -401,6 +401,7 @@ _FAMILY = Family(
     wanted="a name such as 'glorot_uniform', a Keras config, an initializer (`Constant(values)` for given "
     "values) or a callable `init(key, shape, dtype) -> array`",
     classes=_CLASSES,
+    called_with=("key", "shape", "dtype"),
     makers=_NAMES,
     # The early TensorFlow 2 told its classes from version 1's by a suffix.
     aliases={f"{name}V2": initializer for name, initializer in _NAMES.items()}

@@ -15,8 +15,8 @@ from flax.core import meta
 
 from flax_sepconv import _arguments
 from flax_sepconv._tree import StackedConfig
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_input, check_param_dtype, separable_conv1d
+from flax_sepconv.config import SeparableConv1DConfig, Weight
+from flax_sepconv.functional import as_initial, check_input, check_width, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
@@ -93,13 +93,10 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
         """
         config = self.config
-        check_param_dtype(config)
+        check_width("param_dtype", config.param_dtype)
         params = {}
         for weight in config.weights(check_input(x, config)):
-            initializer = weight.initializer
-            if _probing.value:
-                initializer = _marked(initializer, config)
-            params[weight.name] = self.param(weight.name, initializer, weight.shape, config.param_dtype)
+            params[weight.name] = self.param(weight.name, functools.partial(_draw, weight, config))
         if self.decode:
             refuse_lengths(lengths)
             y = self._stream(params, jnp.asarray(x), config)
@@ -213,5 +210,8 @@ class _Mark(struct.PyTreeNode, meta.AxisMetadata):
         return StackedConfig(**arguments, stack_axes=self.stack_axes)
 
 
-def _marked(initializer, config: SeparableConv1DConfig):
-    return lambda *args: _Mark(initializer(*args), config)
+def _draw(weight: Weight, config: SeparableConv1DConfig, key):
+    """The initial value of a weight, in whatever box its initializer puts it."""
+    drawn = weight.initializer(key, weight.shape, config.param_dtype)
+    drawn = jax.tree.map(lambda value: as_initial(value, weight, config), drawn)
+    return _Mark(drawn, config) if _probing.value else drawn

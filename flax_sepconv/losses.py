@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from flax_sepconv._tree import Configs, weights_of
 from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.functional import check_config, check_real
 
 
 def regularization_loss(params, configs: Configs) -> jax.Array:
@@ -57,6 +58,10 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
     Returns:
         A scalar, in float32 or wider; 0 without `activity_regularizer`.
 
+    Raises:
+        ValueError: `y` has less than two axes.
+        TypeError: `y` is not an array of real numbers, or `config` not one layer's config.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import flax_sepconv as fsc
@@ -64,9 +69,15 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
         >>> fsc.activity_loss(jnp.ones((8, 10, 2)), config)
         Array(10., dtype=float32)
     """
+    check_config(config)
+    check_real("y", y)
+    if len(y.shape) < 2:
+        raise ValueError(
+            f"`y` must have at least a length and filters, as an output has; got the shape {y.shape}."
+        )
     if config.activity_regularizer is None:
         return jnp.zeros((), jnp.float32)
-    return config.activity_regularizer(y) / max(math.prod(jnp.shape(y)[:-2]), 1)
+    return config.activity_regularizer(y) / max(math.prod(y.shape[:-2]), 1)
 
 
 def store_losses(sow: Callable, params: Mapping[str, Any], y, config: SeparableConv1DConfig) -> None:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_sepconv import _arguments
+from flax_sepconv._messages import shown
 from flax_sepconv._tree import StackedConfig
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_initial, check_param_dtype, separable_conv1d
+from flax_sepconv.config import SeparableConv1DConfig, Size
+from flax_sepconv.functional import as_initial, check_width, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
@@ -44,8 +45,10 @@ class SeparableConv1D(nnx.Module):
     in a model: a layer that is called in several places of it cannot stream.
 
     Args:
-        in_features: number of input channels.
-        *args: the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's.
+        in_features: number of input channels, before Keras's arguments.
+        filters: as in `SeparableConv1DConfig`.
+        kernel_size: likewise.
+        *args: the other arguments of `SeparableConv1DConfig`, in the same order, which is Keras's.
         decode: whether to stream.
         rngs: its stream `params` draws the parameters.
         **kwargs: likewise, by name.
@@ -70,19 +73,27 @@ class SeparableConv1D(nnx.Module):
         (8, 100, 64)
     """
 
-    def __init__(self, in_features: int, *args, decode: bool = False, rngs: nnx.Rngs, **kwargs):
+    def __init__(
+        self,
+        in_features: int,
+        filters: int,
+        kernel_size: Size,
+        *args,
+        decode: bool = False,
+        rngs: nnx.Rngs,
+        **kwargs,
+    ):
         if not isinstance(rngs, nnx.Rngs):
-            raise TypeError(f"`rngs` must be an nnx.Rngs; got {rngs!r}.")
-        self.config = SeparableConv1DConfig(*args, **kwargs)
-        self.in_features = _arguments.positive("in_features", in_features)
-        check_param_dtype(self.config)
+            raise TypeError(f"`rngs` must be an nnx.Rngs; got {shown(rngs)}.")
+        self.config = SeparableConv1DConfig(filters, kernel_size, *args, **kwargs)
+        self.in_features = _arguments.count("in_features", in_features)
+        check_width("param_dtype", self.config.param_dtype)
         self.decode = _arguments.boolean("decode", decode)
         if decode:
             check_streamable(self.config)
         for weight in self.config.weights(self.in_features):
             param = nnx.Param(weight.initializer(rngs.params(), weight.shape, self.config.param_dtype))
-            check_initial(weight, param.shape)
-            setattr(self, weight.name, param)
+            setattr(self, weight.name, param.replace(as_initial(param[...], weight, self.config)))
 
     def __call__(self, x, lengths=None) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
@@ -163,7 +174,7 @@ def layer_configs(model) -> dict[str, SeparableConv1DConfig]:
         {'layers/0': SeparableConv1DConfig(filters=8, kernel_size=3)}
     """
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"`model` must be a flax.linen or flax.nnx module; got {model!r}.")
+        raise TypeError(f"`model` must be a flax.linen or flax.nnx module; got {shown(model)}.")
     return {
         "/".join(map(str, path)): _stacked(layer, "/".join(map(str, path)))
         for path, layer in nnx.iter_graph(model)

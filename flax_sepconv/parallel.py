@@ -8,7 +8,6 @@ Batches need nothing from here: under plain `jax.jit`, a batch that is divided a
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +18,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from flax_sepconv import _geometry, functional
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
 Axes: TypeAlias = str | tuple[str, ...] | None
@@ -85,7 +85,7 @@ def separable_conv1d(
             f"`batch` names {sizes['batch']} devices, which must divide the first of the batch axes of `x`; got "
             f"the shape {x.shape}."
         )
-    time = -3 - config.channel_axis
+    time = config.time_axis
 
     def spec(channels: Axes) -> PartitionSpec:
         first = (batch, *[None] * (x.ndim - 3)) if x.ndim > 2 else ()
@@ -93,15 +93,16 @@ def separable_conv1d(
 
     # The activation may be of whole rows or columns, as softmax is: it comes after.
     local = dataclasses.replace(config, filters=config.filters // sizes["features"], activation=None)
-    apply = functools.partial(functional.separable_conv1d, config=local)
     out_length: Any = config.output_length(x.shape[time])
+    blocks = None
     if sizes["length"] > 1:
         blocks = _blocks(x.shape[time], config, sizes["length"])
         local = dataclasses.replace(local, padding="valid")
         x = _resized(x, time, blocks.count * blocks.rows)
 
-        def apply(params, x):
-            return functional.separable_conv1d(params, _with_halo(x, time, length, blocks), local)
+    def apply(params, x):
+        x = x if blocks is None else _with_halo(x, time, length, blocks)
+        return functional.separable_conv1d(params, x, local)
 
     weights = {"depthwise_kernel": (), "pointwise_kernel": (None, None, features), "bias": (features,)}
     specs = {name: PartitionSpec(*weights[name]) for name in params}
@@ -114,7 +115,7 @@ def separable_conv1d(
 def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
     """How many devices each argument names, which must be different axes of the mesh."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"`mesh` must be a jax.sharding.Mesh; got {mesh!r}.")
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh; got {shown(mesh)}.")
     sizes, taken = {}, {}
     for argument, value in axes.items():
         names = () if value is None else (value,) if isinstance(value, str) else value

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv import _arguments, _geometry, activations
+from flax_sepconv._keras_object import integer
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_config, check_input, separable_conv1d
 
@@ -48,11 +50,11 @@ def init_stream(
         (8, 8, 12)
     """
     if not isinstance(batch_shape, Sequence):
-        raise TypeError(f"`batch_shape` must be a sequence of integers; got {batch_shape!r}.")
-    batch = tuple(_arguments.integer("batch_shape", size) for size in batch_shape)
+        raise TypeError(f"`batch_shape` must be a sequence of integers; got {shown(batch_shape)}.")
+    batch = tuple(integer("batch_shape", size) for size in batch_shape)
     if any(size < 0 for size in batch):
         raise ValueError(f"`batch_shape` must have no negative sizes; got {batch}.")
-    in_features = _arguments.positive("in_features", in_features)
+    in_features = _arguments.count("in_features", in_features)
     check_streamable(config, len(batch) + 2)
     return jnp.zeros(_state_shape(config, batch, in_features), dtype)
 
@@ -98,7 +100,7 @@ def stream_step(
     in_features = check_input(x, config)
     check_streamable(config, len(x.shape))
     x = jnp.asarray(x)
-    time = -3 - config.channel_axis
+    time = config.time_axis
     length = x.shape[time]
     if length % config.strides:
         raise ValueError(
@@ -107,7 +109,7 @@ def stream_step(
         )
     shape = _state_shape(config, x.shape[:-2], in_features)
     if not (hasattr(state, "dtype") and hasattr(state, "shape")):
-        raise TypeError(f"`state` must be what `init_stream` returns; got {state!r}.")
+        raise TypeError(f"`state` must be what `init_stream` returns; got {shown(state)}.")
     if state.shape != shape or state.dtype != x.dtype:
         raise ValueError(
             f"`state` must have the shape {shape} and the dtype {x.dtype} for chunks of the shape {x.shape}; got "
@@ -126,7 +128,7 @@ def check_streamable(config: SeparableConv1DConfig, ndim: int = 3) -> None:
         raise ValueError(
             f"a stream needs `padding='causal'`; got {config.padding!r}, which reads later input."
         )
-    if activations.mixes(config.activation, -3 - config.channel_axis, ndim):
+    if activations.mixes(config.activation, config.time_axis, ndim):
         raise ValueError(
             f"a stream cannot have an `activation` that works along time, as {config.activation!r} does with "
             f"data_format={config.data_format!r}. Use another data format, or activation=None."

@@ -70,6 +70,19 @@ def test_output_length_counts_the_outputs(config, length):
         assert array.tolist() == [expected, expected]
 
 
+def test_output_length_of_a_traced_scalar_and_of_narrow_integers():
+    config = Config(8, 3, strides=2)
+    assert jax.jit(config.output_length)(9) == 4
+    np.testing.assert_array_equal(jax.vmap(config.output_length)(jnp.array([9, 2])), [4, 0])
+    np.testing.assert_array_equal(config.output_length(np.array([255, 1], np.uint8)), [127, 0])
+
+
+def test_a_dtype_of_a_keras_policy_gets_a_hint():
+    for policy in ("mixed_bfloat16", {"class_name": "DTypePolicy", "config": {"name": "mixed_bfloat16"}}):
+        with pytest.raises(TypeError, match=r"`dtype` must be one of float16, .* Keras's policies"):
+            Config(8, 3, dtype=policy)
+
+
 def test_output_shape_keeps_what_is_unknown():
     assert Config(8, 3).output_shape((None, None, 3)) == (None, None, 8)
     assert Config(8, 3, data_format="channels_first").output_shape([2, 3, 10]) == (2, 8, 8)
@@ -217,9 +230,10 @@ def test_sizes_refused(argument, value, error, message):
         ({"use_bias": 1}, TypeError, "`use_bias` must be True or False; got 1"),
         ({"trainable": "no"}, TypeError, "`trainable` must be True or False; got 'no'"),
         ({"name": 3}, TypeError, "`name` must be a string or None; got 3"),
-        ({"dtype": "int32"}, TypeError, "`dtype` must be a floating dtype; got 'int32'"),
-        ({"dtype": "flaot32"}, TypeError, "`dtype` must be a floating dtype; got 'flaot32'"),
-        ({"param_dtype": None}, TypeError, "`param_dtype` must be a floating dtype; got None"),
+        ({"dtype": "float8_e4m3fn"}, TypeError, "`dtype` must be one of float16, bfloat16, float32, float64; got"),
+        ({"dtype": "int32"}, TypeError, "`dtype` must be one of float16, bfloat16, float32, float64; got 'int32'"),
+        ({"dtype": "flaot32"}, TypeError, "`dtype` must be one of float16, bfloat16, float32, float64; got 'flaot32'"),
+        ({"param_dtype": None}, TypeError, "`param_dtype` must be one of float16, bfloat16, float32, float64; got N"),
         ({"precision": "best"}, ValueError, "`precision` must be None, 'default', 'high', 'highest'"),
         ({"implementation": "cudnn"}, ValueError, "`implementation` must be one of"),
         ({"activation": "rleu"}, ValueError, "`activation`"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
@@ -77,7 +78,7 @@ def test_vmap_over_anything_is_a_loop(layer):
 @given(reference.layers(padding="causal", batch_axes=st.just(1)), st.data())
 def test_causal_outputs_see_no_later_input(layer, data):
     config, params, x = layer
-    axis = -3 - config.channel_axis
+    axis = config.time_axis
     now = data.draw(st.integers(0, x.shape[axis] - 1))
     changed = np.moveaxis(x.copy(), axis, 0)
     changed[now + 1 :] += 1e3
@@ -119,6 +120,17 @@ def test_dtype_of_the_output(x, param, dtype, expected):
     assert fsc.separable_conv1d(params, jnp.ones((2, 9, 3), x), config).dtype == expected
 
 
+def test_parameters_have_their_dtype_whatever_draws_them():
+    config = fsc.SeparableConv1DConfig(
+        4, 3, bias_initializer=lambda key, shape, dtype: jnp.ones(shape), param_dtype="bfloat16"
+    )
+    assert fsc.init_params(jax.random.key(0), 3, config)["bias"].dtype == "bfloat16"
+    layer = fsc.SeparableConv1D(4, 3, bias_initializer=config.bias_initializer, param_dtype="bfloat16")
+    assert layer.init(jax.random.key(0), X)["params"]["bias"].dtype == "bfloat16"
+    arguments = {"bias_initializer": config.bias_initializer, "param_dtype": "bfloat16"}
+    assert fsc.nnx.SeparableConv1D(3, 4, 3, **arguments, rngs=nnx.Rngs(0)).bias[...].dtype == "bfloat16"
+
+
 def test_float64_when_enabled():
     config = fsc.SeparableConv1DConfig(4, 3, param_dtype="float64")
     with jax.enable_x64(True):
@@ -128,6 +140,59 @@ def test_float64_when_enabled():
         assert_close(y, reference.separable(params, X, config), 1e-14)
     with pytest.raises(ValueError, match=r"`param_dtype` float64 needs .*jax_enable_x64"):
         fsc.init_params(jax.random.key(0), 3, config)
+
+
+@pytest.mark.parametrize("implementation", [None, "lax"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_nothing_is_promoted_behind_the_users_back(implementation, dtype):
+    config = fsc.SeparableConv1DConfig(
+        4, 3, strides=2, padding="same", dtype=dtype, implementation=implementation
+    )
+
+    def loss(params, x):
+        return fsc.separable_conv1d(params, x, config, lengths=jnp.array([10])).sum()
+
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.grad(loss)(params, jnp.asarray(X, "float32"))
+        jax.vmap(jax.grad(loss), (0, None))(
+            jax.tree.map(lambda a: a[None], params), jnp.asarray(X, "float32")
+        )
+        for platform in ("cuda", "tpu"):
+            jax.jit(jax.grad(loss)).trace(params, jnp.asarray(X, "float32")).lower(
+                lowering_platforms=(platform,)
+            )
+
+
+def test_without_jit_it_is_the_same():
+    expected = jax.grad(lambda params: fsc.separable_conv1d(params, X, CONFIG).sum())(PARAMS)
+    with jax.disable_jit():
+        gradient = jax.grad(lambda params: fsc.separable_conv1d(params, X, CONFIG).sum())(PARAMS)
+        kernel = fsc.depthwise_conv1d(X, PARAMS["depthwise_kernel"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradient, expected)
+    np.testing.assert_allclose(kernel, fsc.depthwise_conv1d(X, PARAMS["depthwise_kernel"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.grad])
+def test_debugging_finds_what_is_not_a_number(wrap):
+    x = np.where(np.arange(10)[:, None] == 5, np.inf, np.zeros((1, 10, 3))).astype("float32")
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="invalid value"):
+        wrap(lambda params: fsc.separable_conv1d(params, x, CONFIG).sum())(params)
+
+
+def test_a_mapped_axis_may_be_empty():
+    def apply(params, x):
+        return fsc.separable_conv1d(params, x, CONFIG)
+
+    none = jax.tree.map(lambda a: jnp.zeros((0, *a.shape)), PARAMS)
+    assert jax.vmap(apply, (0, None))(none, X).shape == (0, *apply(PARAMS, X).shape)
+    jacobian = jax.jacrev(apply)(PARAMS, X[:0])
+    assert jacobian["bias"].shape == (*apply(PARAMS, X[:0]).shape, 4)
+    per_example = jax.vmap(jax.grad(lambda params, x: apply(params, x).sum()), (None, 0))(PARAMS, X[:0])
+    assert per_example["pointwise_kernel"].shape == (0, 1, 3, 4)
+    kernels = jnp.zeros((0, 3, 3, 2))
+    assert jax.vmap(fsc.depthwise_conv1d, (None, 0))(X, kernels).shape == (0, 1, 8, 6)
 
 
 def test_equal_configs_share_one_compilation():
@@ -200,8 +265,25 @@ def without(name):
             ValueError,
             "got no 'bias', only 'depthwise_kernel', 'pointwise_kernel'",
         ),
-        (PARAMS | {"kernel": 1}, X, CONFIG, ValueError, "got 'kernel' too"),
-        (without("bias") | {"bais": 1}, X, CONFIG, ValueError, "got 'bais' too. Did you mean 'bias'?"),
+        (
+            PARAMS | {"kernel": 1},
+            X,
+            CONFIG,
+            ValueError,
+            "got 'depthwise_kernel', 'pointwise_kernel', 'bias', 'kernel'",
+        ),
+        (without("bias") | {"bais": 1}, X, CONFIG, ValueError, "'bais'. Did you mean 'bias'?"),
+        ({"params": PARAMS}, X, CONFIG, ValueError, "got 'params'. Pass one layer's own dict"),
+        (PARAMS | {"bias": [0.0] * 4}, X, CONFIG, TypeError, "`params['bias']` must be an array; got [0.0"),
+        (
+            PARAMS | {"bias": np.zeros(4, complex)},
+            X,
+            CONFIG,
+            TypeError,
+            "`params['bias']` must hold real numbers; got an array of dtype complex128",
+        ),
+        (PARAMS, X, fsc.SeparableConv1DConfig(4, 3, dtype="float64"), ValueError, "`dtype` float64 needs"),
+        (PARAMS, X, X, TypeError, "a SeparableConv1DConfig; got an array of the shape (1, 10, 3) and dtype"),
         (PARAMS | {"bias": X}, X, CONFIG, ValueError, "`params['bias']` must have the shape (4,)"),
         (
             PARAMS,

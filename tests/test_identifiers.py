@@ -38,14 +38,14 @@ def keras_config(obj):
     return {"class_name": type(obj).__name__, "config": obj.get_config()}
 
 
-def custom(x):
-    return x
+def custom(*arguments):
+    return arguments[0]
 
 
 @dataclasses.dataclass
 class Unhashable:
-    def __call__(self, x):
-        return x
+    def __call__(self, *arguments):
+        return arguments[0]
 
 
 @pytest.mark.parametrize(("module", "obj"), OBJECTS, ids=repr)

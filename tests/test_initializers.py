@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flax_sepconv as fsc
 from flax_sepconv import initializers
 from flax_sepconv.initializers import (
     STFT,
@@ -321,3 +322,8 @@ SEED_GENERATOR = {"module": "keras.random", "class_name": "SeedGenerator", "conf
 def test_refusals(make, kind, message):
     with pytest.raises(kind, match=f"^{message}"):
         make()
+
+
+def test_a_callable_that_is_not_called_as_initializers_are_is_refused():
+    with pytest.raises(TypeError, match=r"a callable `init\(key, shape, dtype\) -> array`; got <function"):
+        fsc.SeparableConv1DConfig(4, 3, depthwise_initializer=lambda shape, dtype=None: jnp.ones(shape))

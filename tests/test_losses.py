@@ -49,6 +49,25 @@ def test_activity_of_an_empty_batch_is_zero():
     assert fsc.activity_loss(jnp.ones((0, 5, 2)), CONFIG) == 0
 
 
+@pytest.mark.parametrize(
+    ("y", "config", "error", "message"),
+    [
+        (CONFIG, jnp.ones((4, 5, 2)), TypeError, "`config` must be a SeparableConv1DConfig; got an array"),
+        (
+            jnp.ones((4, 5, 2)),
+            {"conv": CONFIG},
+            TypeError,
+            "`config` must be a SeparableConv1DConfig; got {'conv'",
+        ),
+        ([1.0], CONFIG, TypeError, "`y` must be an array"),
+        (jnp.ones(2), CONFIG, ValueError, "`y` must have at least a length and filters"),
+    ],
+)
+def test_activity_refuses_what_is_no_output_of_one_layer(y, config, error, message):
+    with pytest.raises(error, match=message):
+        fsc.activity_loss(y, config)
+
+
 def test_half_precision_sums_in_float32():
     config = fsc.SeparableConv1DConfig(1, 1, depthwise_regularizer=fsc.regularizers.L1(1.0), use_bias=False)
     params = {

@@ -22,7 +22,7 @@ def cut(x, length, config):
 
 def spoilt(x, lengths, config):
     """The same sequences with no numbers for padding."""
-    beyond = np.arange(x.shape[-3 - config.channel_axis]) >= lengths[..., None]
+    beyond = np.arange(x.shape[config.time_axis]) >= lengths[..., None]
     return np.where(np.expand_dims(beyond, config.channel_axis), np.float32(np.nan), x)
 
 
@@ -33,7 +33,7 @@ def function(config):
 def alone(params, x, lengths, config):
     """The sigmoid of the float64 definition of each sequence by itself, in zeros."""
     y = np.zeros(config.output_shape(x.shape))
-    time = -3 - config.channel_axis
+    time = config.time_axis
     for i in np.ndindex(lengths.shape):
         length = np.clip(lengths[i], 0, x.shape[time])
         out = config.output_length(np.array([length]))[0]
@@ -47,7 +47,7 @@ def alone(params, x, lengths, config):
 @given(reference.layers(batch_axes=st.integers(0, 2), activation="sigmoid"), st.data())
 def test_each_sequence_is_alone(layer, data):
     config, params, x = layer
-    longest = x.shape[-3 - config.channel_axis]
+    longest = x.shape[config.time_axis]
     count = int(np.prod(x.shape[:-2]))
     drawn = data.draw(st.lists(st.integers(-1, longest + 1), min_size=count, max_size=count))
     lengths = np.array(drawn).reshape(x.shape[:-2])
@@ -161,3 +161,23 @@ def test_softmax_over_channels_is_no_matter():
     config = fsc.SeparableConv1DConfig(4, 3, activation="softmax")
     y = fsc.separable_conv1d(PARAMS, X, config, lengths=LENGTHS)
     np.testing.assert_allclose(y.sum(axis=-1), np.arange(7) < np.array([[7], [2]]), rtol=1e-6)
+
+
+def test_lengths_of_any_integer_type():
+    config = fsc.SeparableConv1DConfig(2, 3, strides=2, padding="same")
+    params = fsc.init_params(jax.random.key(0), 3, config)
+    x = np.ones((2, 300, 3), np.float32)
+    with jax.enable_x64(True):
+        expected = fsc.separable_conv1d(params, x, config, lengths=np.array([255, 3]))
+        for dtype in ("uint8", "uint64", "int64"):
+            y = fsc.separable_conv1d(params, x, config, lengths=np.array([255, 3], dtype))
+            np.testing.assert_array_equal(y, expected)
+
+
+def test_lengths_beyond_any_array_count_as_its_own():
+    config = fsc.SeparableConv1DConfig(2, 3)
+    params = fsc.init_params(jax.random.key(0), 3, config)
+    x = np.ones((1, 9, 3), np.float32)
+    whole = fsc.separable_conv1d(params, x, config)
+    for lengths in (np.array([2**32 - 1], np.uint32), np.array([2**40]), np.array([200], np.uint8)):
+        np.testing.assert_array_equal(fsc.separable_conv1d(params, x, config, lengths=lengths), whole)

@@ -22,15 +22,11 @@ def step(params, x, state, config):
     return fsc.stream_step(params, x, state, config)
 
 
-def time_axis(config):
-    return -3 - config.channel_axis
-
-
 @settings(max_examples=12)
 @given(reference.layers(padding="causal", batch_axes=st.integers(0, 2), activation="tanh"), st.data())
 def test_chunks_joined_are_the_whole(layer, data):
     config, params, x = layer
-    axis = time_axis(config)
+    axis = config.time_axis
     x = np.repeat(x, config.strides, axis=axis)
     steps = x.shape[axis] // config.strides
     cuts = sorted(data.draw(st.sets(st.integers(1, steps - 1), max_size=3))) if steps > 1 else []
@@ -46,7 +42,7 @@ def test_chunks_joined_are_the_whole(layer, data):
 
 def scanned(params, x, config, chunk):
     """The layer over `(length, channels)` or `(channels, length)` in chunks, as a `lax.scan`."""
-    axis = time_axis(config)
+    axis = config.time_axis
     chunks = jnp.moveaxis(x, axis, 0).reshape(-1, chunk, x.shape[config.channel_axis])
     chunks = chunks if config.channel_axis == -1 else chunks.swapaxes(1, 2)
 

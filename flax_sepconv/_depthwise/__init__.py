@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
 from flax_sepconv._depthwise.primitive import contract
+from flax_sepconv._dtypes import wide
 
 __all__ = ["IMPLEMENTATIONS", "Geometry", "contract", "definition", "depthwise"]
 
@@ -32,12 +33,12 @@ def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | No
 
 
 def definition(x, kernel, geometry: Geometry, channel_axis: int, precision) -> jax.Array:
-    """The depthwise step as DESIGN defines it: `lax.conv_general_dilated` with `feature_group_count`.
+    """The depthwise step by definition: `lax.conv_general_dilated` with `feature_group_count`.
 
-    `(N, L, C)` to `(N, O, C * M)`, or `(N, C, L)` to `(N, C * M, O)`. JAX's own rules differentiate and batch it.
+    `(N, L, C)` to `(N, O, C * M)`, or `(N, C, L)` to `(N, C * M, O)`. Its derivatives are of the same
+    convolution, which JAX's own rules transpose and batch.
     """
     layout = "NWC" if channel_axis == -1 else "NCW"
-    wide = jnp.promote_types(x.dtype, jnp.float32)
 
     @jax.custom_jvp
     def convolution(x, kernel):
@@ -65,4 +66,4 @@ def definition(x, kernel, geometry: Geometry, channel_axis: int, precision) -> j
         ]
         return convolution(x, kernel), sum(terms[1:], terms[0])
 
-    return convolution(x.astype(wide), kernel.astype(wide)).astype(x.dtype)
+    return convolution(x.astype(wide(x.dtype)), kernel.astype(wide(kernel.dtype))).astype(x.dtype)

@@ -38,13 +38,13 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     if geometry.kernel_size <= FEW:
         return _by_reduction(x, cotangent, geometry)
     if geometry.dilation > 1 and geometry.strides > 1:
-        return sums(x, cotangent, geometry)  # Keras refuses this pair, so it need not be fast
+        return plain_sums(x, cotangent, geometry)  # configs refuse this pair, so it need not be fast
     if geometry.dilation > 1:
         return _folded(x, cotangent, geometry)
     return _by_loop(x, cotangent, geometry)
 
 
-def sums(x, cotangent, geometry: Geometry) -> jax.Array:
+def plain_sums(x, cotangent, geometry: Geometry) -> jax.Array:
     """The same, one plain reduction for each tap, as GPUs like it."""
     x = rows_read(x, geometry, 0, geometry.output_length)
     return jnp.stack(
@@ -80,8 +80,8 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
     count = -(-max(b - a for a, b in edges) // BLOCK) * BLOCK
     reach = (count - 1) * geometry.strides + geometry.span
     some_x, some_g = (
-        lax.concatenate([pad(part, 0, rows - part.shape[TIME]) for part in parts], 1)
-        for parts, rows in (
+        lax.concatenate([pad(part, 0, length - part.shape[TIME]) for part in parts], 1)
+        for parts, length in (
             ([rows_read(x, geometry, a, b) for a, b in edges], reach),
             ([lax.slice_in_dim(cotangent, a, b, 1, TIME) for a, b in edges], count),
         )
@@ -185,8 +185,8 @@ def _add(sums, x, g, first: int, stride: int):
     block = g.shape[3]
     for j in range(block):
         start = first + j * stride
-        rows = lax.slice_in_dim(x, start, start + blocks * block * stride, 1, TIME)
-        windows = rows.reshape(groups, sequences, blocks, block * stride, channels)
+        some = lax.slice_in_dim(x, start, start + blocks * block * stride, 1, TIME)
+        windows = some.reshape(groups, sequences, blocks, block * stride, channels)
         windows = lax.slice_in_dim(windows, 0, width, 1, 3)
         outputs = lax.index_in_dim(g, j, 3, keepdims=False)
         product = lax.mul(

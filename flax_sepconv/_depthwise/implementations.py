@@ -5,6 +5,8 @@
 | `"taps"` | sums of shifted products | sums over blocks, on a GPU plain ones |
 | `"fourier"` | transforms along time | transforms along time |
 | `"lax"` | XLA's grouped convolution | XLA's grouped convolution |
+
+The last is for where nothing was measured. A config that names it gets `_depthwise.definition`, which is no primitive.
 """
 
 import functools
@@ -44,7 +46,7 @@ _FUNCTIONS: dict[str, dict[str, Callable]] = {
 _TAPS_ON_GPU: dict[str, Callable] = {
     "output": functools.partial(taps.output, in_place=True),
     "input": functools.partial(taps.input_gradient, in_place=True),
-    "kernel": correlation.sums,
+    "kernel": correlation.plain_sums,
 }
 
 NAMES = tuple(_FUNCTIONS)

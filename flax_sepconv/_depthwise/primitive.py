@@ -28,11 +28,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import AXES, asks_for_devices, on_auto_axes, result_sharding
+from flax_sepconv._dtypes import wide
 
 SLOTS = tuple(AXES)
 
@@ -46,8 +47,7 @@ def contract(slots: Mapping[str, Any], **params) -> jax.Array:
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
     arrays = alike([slots[slot] for slot in SLOTS if slot in slots])
-    devices = None if params["implementation"] == "lax" else asks_for_devices()
-    return depthwise_p.bind(*arrays, result=result, **params | {"devices": devices})
+    return depthwise_p.bind(*arrays, result=result, **params | {"devices": asks_for_devices()})
 
 
 depthwise_p = Primitive("depthwise_conv1d")
@@ -79,14 +79,7 @@ def _varying(aval) -> frozenset[str]:
     return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
 
 
-@depthwise_p.def_impl
-def _apply(*arrays, **params):
-    return _compiled(arrays, **params)
-
-
-@functools.partial(jax.jit, static_argnames=("result", "geometry", "precision", "implementation", "devices"))
-def _compiled(arrays, **params):
-    return depthwise_p.bind(*arrays, **params)
+depthwise_p.def_impl(functools.partial(xla.apply_primitive, depthwise_p))
 
 
 @depthwise_p.def_abstract_eval
@@ -158,7 +151,10 @@ def _batch(args, dims, *, result, **params):
         folded[slot] = _fold(value, folds[slot]) if slot in folds else value
     out = contract(folded, **params)
     axis = folds[result]
-    return out.reshape(*out.shape[:axis], size, out.shape[axis] // size, *out.shape[axis + 1 :]), axis
+    letter = AXES[result][axis]
+    slot = next(slot for slot in slots if letter in AXES[slot])  # says how much one of the batch has
+    one = [n for i, n in enumerate(slots[slot].shape) if i != batched.get(slot)][AXES[slot].index(letter)]
+    return out.reshape(*out.shape[:axis], size, one, *out.shape[axis + 1 :]), axis
 
 
 def _fold(value, axis: int):
@@ -175,9 +171,8 @@ batching.primitive_batchers[depthwise_p] = _batch
 def _lowering(platform: str | None):
     def compute(a, b, *, result, geometry, precision, implementation, devices):
         # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
-        wide = jnp.promote_types(a.dtype, jnp.float32)
         function = implementations.choose(result, geometry, precision, platform, implementation)
-        return function(a.astype(wide), b.astype(wide)).astype(a.dtype)
+        return function(a.astype(wide(a.dtype)), b.astype(wide(b.dtype))).astype(a.dtype)
 
     def rule(ctx, *operands, **params):
         function = on_auto_axes(functools.partial(compute, **params), ctx.avals_out[0].sharding)

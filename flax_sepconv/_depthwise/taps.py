@@ -73,12 +73,11 @@ def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False
     return _by_pieces(cotangent, kernel, back, in_place, sums)
 
 
-def _product(rows, tap, m: int):
+def _product(cotangent, tap, m: int):
     """`(G, N, O, M, C)` and `(G, M, C)` to `(G, N, O, C)`, of one multiplier."""
-    rows = lax.index_in_dim(rows, m, 3, keepdims=False)
-    return lax.mul(
-        rows, lax.broadcast_in_dim(lax.index_in_dim(tap, m, 1, keepdims=False), rows.shape, (0, 3))
-    )
+    cotangent = lax.index_in_dim(cotangent, m, 3, keepdims=False)
+    tap = lax.index_in_dim(tap, m, 1, keepdims=False)
+    return lax.mul(cotangent, lax.broadcast_in_dim(tap, cotangent.shape, (0, 3)))
 
 
 def _strided_input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:

@@ -39,6 +39,6 @@ def separable(
     params = {"geometry": geometry, "precision": precision, "implementation": implementation}
     if bias is None or bias.dtype != x.dtype:  # in half precision it is added to what is not rounded yet
         y = contract(slots, bias=False, **params)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias[None, None]
     slots["pointwise"] = lax.concatenate([pointwise, bias[None]], 0)
     return contract(slots, bias=True, **params)

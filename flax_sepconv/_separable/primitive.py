@@ -28,16 +28,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import asks_for_devices, on_auto_axes, result_sharding
 from flax_sepconv._depthwise.primitive import alike
+from flax_sepconv._dtypes import wide
 from flax_sepconv._separable import steps
-
-AXES = {"input": "nlc", "kernel": "kmc", "pointwise": "rf", "output": "nof"}
-SLOTS = tuple(AXES)
+from flax_sepconv._separable.steps import AXES, SLOTS
 
 
 def contract(slots: Mapping[str, Any], *, bias: bool, **params) -> jax.Array:
@@ -63,16 +62,7 @@ def _operands(result: str) -> list[str]:
     return [slot for slot in SLOTS if slot != result]
 
 
-@separable_p.def_impl
-def _apply(*arrays, **params):
-    return _compiled(arrays, **params)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("result", "geometry", "precision", "implementation", "bias", "devices")
-)
-def _compiled(arrays, **params):
-    return separable_p.bind(*arrays, **params)
+separable_p.def_impl(functools.partial(xla.apply_primitive, separable_p))
 
 
 @separable_p.def_abstract_eval
@@ -91,7 +81,7 @@ def _abstract(*arrays, result, geometry: Geometry, bias, **_):
         shape = (m * c + bias, f)
     else:
         (n, *_), (_, f) = shapes["input"], shapes["pointwise"]
-        shape, dtype = (n, geometry.output_length, f), jnp.promote_types(dtype, jnp.float32)
+        shape, dtype = (n, geometry.output_length, f), wide(dtype)
     return arrays[0].update(
         shape=shape, dtype=dtype, weak_type=False, sharding=result_sharding(AXES, result, *arrays)
     )

@@ -12,6 +12,12 @@ from jax import export, lax
 from flax_sepconv._depthwise import Geometry, contract, taps
 from flax_sepconv._depthwise.partitioning import by_parts
 from flax_sepconv._depthwise.primitive import alike
+from flax_sepconv._dtypes import wide
+
+AXES = {"input": "nlc", "kernel": "kmc", "pointwise": "rf", "output": "nof"}
+"""The axes of each slot, by letters: batch, length, channel, tap, multiplier, row, filter, output."""
+
+SLOTS = tuple(AXES)
 
 SMALL = 1 << 17
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
@@ -28,11 +34,11 @@ def apart(*arrays, result: str, geometry: Geometry, precision, implementation: s
             gradient = _rows_product(h, y, precision)
             return jnp.concatenate([gradient, y.sum((0, 1)).astype(x.dtype)[None]]) if bias else gradient
         weights = pointwise[:-1] if bias else pointwise
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = wide(x.dtype)
         y = lax.dot_general(
-            h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=wide
+            h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
         )
-        return y + pointwise[-1].astype(wide) if bias else y
+        return y + pointwise[None, -1:].astype(dtype) if bias else y
     h = lax.dot_general(
         y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
     )
@@ -78,7 +84,7 @@ def joined(*arrays, result: str, geometry: Geometry, precision, implementation: 
 def _by_slot(result: str, arrays) -> list[Any]:
     """Input, kernel, pointwise and output, `None` for the result."""
     given = iter(arrays)
-    return [None if slot == result else next(given) for slot in ("input", "kernel", "pointwise", "output")]
+    return [None if slot == result else next(given) for slot in SLOTS]
 
 
 def _depthwise_output(x, kernel, geometry, precision, implementation) -> jax.Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv._keras_object import shown
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
 # A config of the largest models has some 2 MiB and is nested some 20 deep.

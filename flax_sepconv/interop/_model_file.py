@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_sepconv._keras_object import shown
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop import _archive, _hdf5, _model_config, _saved_model, _weights
 from flax_sepconv.interop._archive import Source

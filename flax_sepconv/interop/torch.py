@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_sepconv import _arguments, _geometry, functional
+from flax_sepconv._keras_object import integer
 from flax_sepconv.config import SeparableConv1DConfig
 
 
@@ -103,7 +104,7 @@ def from_state_dict(
                 f"`state_dict[{prefix + 'bias'!r}]` must have the shape {weight.shape[:1]}, one entry for each "
                 f"channel that {prefix + 'weight'!r} gives; got {bias.shape}."
             )
-    multiplier = _arguments.positive("depth_multiplier", depth_multiplier)
+    multiplier = _arguments.count("depth_multiplier", depth_multiplier)
     if channels % multiplier:
         raise ValueError(
             f"`depth_multiplier` must divide the {channels} channels of {depthwise + 'weight'!r}; got {multiplier}."
@@ -122,7 +123,7 @@ def from_state_dict(
         use_bias=first_bias is not None or second_bias is not None,
         **arguments,
     )
-    functional.check_param_dtype(config)
+    functional.check_width("param_dtype", config.param_dtype)
     params = {
         "depthwise_kernel": first[:, 0].T.reshape(kernel_size, channels // multiplier, multiplier),
         "pointwise_kernel": second.T,
@@ -225,7 +226,7 @@ def _padding(padding, kernel_size: int, strides, dilation_rate) -> Any:
     if isinstance(padding, str):
         return padding
     (amount,) = padding if isinstance(padding, (tuple, list)) and len(padding) == 1 else (padding,)
-    amount = _arguments.integer("padding", amount)
+    amount = integer("padding", amount)
     strides = _arguments.size("strides", strides)
     reach = _geometry.span(kernel_size, _arguments.size("dilation_rate", dilation_rate)) - 1
     if amount == 0:
