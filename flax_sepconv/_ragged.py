@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export, lax
+from jax import lax
 
 from flax_sepconv import _geometry, activations
 from flax_sepconv._messages import shown
@@ -38,8 +38,9 @@ def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
             f"data_format={config.data_format!r}: all outputs would depend on the padding. Use another data format, or "
             "activation=None and an activation of your own that knows the lengths."
         )
-    length: Any = x.shape[config.time_axis]
-    if not export.is_symbolic_dim(length):  # before the type changes: no type of JAX may hold what is beyond
+    length = x.shape[config.time_axis]
+    if isinstance(length, int):  # not symbolic
+        # Before the type changes: none of JAX may hold what is beyond.
         lengths = lengths.clip(0, min(length, int(jnp.iinfo(lengths.dtype).max)))
     return jnp.clip(_geometry.signed(jnp.asarray(lengths)), 0, length)
 
