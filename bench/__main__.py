@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from bench import peers, shapes, timing
 
@@ -57,22 +58,26 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen(args: argparse.Namespace) -> tuple[list[shapes.Shape], bool]:
-    """The shapes that were asked for, with batches to scale, and whether per-example gradients were."""
-    wanted, per_example = _named(args)
-    return [dataclasses.replace(s, batch=s.batch * args.scale) for s in wanted], per_example
+def chosen(args: argparse.Namespace) -> tuple[list[shapes.Shape], set[str]]:
+    """The shapes that were asked for, with batches to scale, and the suites."""
+    wanted, suites = _named(args)
+    return _scaled(wanted, args), suites
 
 
-def _named(args: argparse.Namespace) -> tuple[list[shapes.Shape], bool]:
+def _scaled(wanted: Sequence[shapes.Shape], args: argparse.Namespace) -> list[shapes.Shape]:
+    return [dataclasses.replace(s, batch=s.batch * args.scale) for s in wanted]
+
+
+def _named(args: argparse.Namespace) -> tuple[list[shapes.Shape], set[str]]:
     if args.only:
         unknown = [name for name in args.only if not any(s.name.startswith(name) for s in shapes.SHAPES)]
         if unknown:
             raise SystemExit(f"no shape is named like {', '.join(unknown)}; see --list.")
         named = [s for s in shapes.SHAPES if s.name.startswith(tuple(args.only))]
-        return named + args.shape, "per-example" in (args.suite or ())
+        return named + args.shape, set(args.suite or ())
     suites = args.suite or ([] if args.shape else ["layers"])
     suites = SUITES if "all" in suites else suites
-    return [s for s in shapes.SHAPES if s.suite in suites] + args.shape, "per-example" in suites
+    return [s for s in shapes.SHAPES if s.suite in suites] + args.shape, set(suites)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,9 +111,10 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
     """Measures what was asked for; the dict that is written as JSON."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from bench import layers, machine, per_example
+    from bench import dilation, layers, machine, per_example
 
-    wanted, with_per_example = chosen(args)
+    wanted, suites = chosen(args)
+    more = [suite for suite in ("dilation", "per-example") if suite in suites]
     names = [name for name in peers.REGISTRY if not args.peers or name in (*args.peers, peers.OURS)]
     results = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
@@ -122,7 +128,7 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
     }
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("the machine's limits", total=len(wanted) + with_per_example)
+        bar = progress.add_task("the machine's limits", total=len(wanted) + len(more))
         results["limits"] = machine.limits()
         ready = []
         for name in names:
@@ -138,12 +144,17 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
 
             results["shapes"].append(layers.measure(shape, ready, args.seconds, results["limits"], tell))
             save(results, args.out)
-        if with_per_example:
+        for done, suite in enumerate(more, len(wanted)):
 
-            def tell_last(share, what):
-                progress.update(bar, completed=len(wanted) + share, description=what)
+            def tell_more(share, what, done=done):
+                progress.update(bar, completed=done + share, description=what)
 
-            results["per_example"] = per_example.measure(names, args.seconds * 2, tell_last)
+            if suite == "dilation":
+                dilated = _scaled(shapes.DILATION, args)
+                budget = args.seconds * len(dilated)
+                results["dilation"] = dilation.measure(dilated, ready, budget, tell_more)
+            else:
+                results["per_example"] = per_example.measure(names, args.seconds * 2, tell_more)
             save(results, args.out)
     return results
 

@@ -100,6 +100,8 @@ def print_report(results: Mapping, console: Console) -> None:
             if table.row_count:
                 console.print(table)
                 console.print()
+    if "dilation" in results:
+        console.print(_dilation(results["dilation"]))
     if "per_example" in results:
         console.print(_per_example(results["per_example"]))
     for name, why in results["missing"].items():
@@ -225,6 +227,18 @@ def _costs(results: Mapping, suite: str) -> Table:
         ]
         compile_s = [f"{s:.2f}" if s else "" for s in (ours["compile_s"], theirs)]
         table.add_row(entry["name"], *compile_s, ratio, f"{entry['input_bytes'] / 1e6:.1f}", *memory)
+    return table
+
+
+def _dilation(found: Mapping) -> Table:
+    table = Table(title=f"dilations in turns: {found['shape']}", title_justify="left")
+    dilations = list(next(iter(found["peers"][OURS].values())))
+    for column in ("peer", "", *(f"d{d} ms" for d in dilations), "most / least"):
+        table.add_column(column, justify="right" if "/" in column or "ms" in column else "left")
+    for name, modes in found["peers"].items():
+        for mode, times in modes.items():
+            medians = [times[d]["median_ms"] for d in dilations]
+            table.add_row(name, mode, *map(_ms, medians), f"{max(medians) / min(medians):.2f}")
     return table
 
 

@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bench import __main__ as command
-from bench import layers, machine, peers, peers_jax, per_example, report, timing
+from bench import dilation, layers, machine, peers, peers_jax, per_example, report, timing
 from bench.problem import GRADIENTS, TOLERANCE, Problem
 from bench.shapes import LAYERS, SHAPES, parse
 
@@ -147,6 +148,20 @@ def test_per_example_gradients_average_to_the_batch_gradient(monkeypatch):
     found = per_example.measure(["lax", "haiku"], 0.01, lambda *_: None)["peers"]
     assert set(found) == {"lax"}
     assert found["lax"]["2"]["largest_difference"] < 1e-5
+
+
+def test_dilations_take_turns_with_one_another(capsys):
+    wanted = [dataclasses.replace(parse(f"1,9,2,2,3,1,1,{d}"), suite="dilation") for d in (1, 3)]
+    found = dilation.measure(wanted, [peers.load("flax_sepconv"), peers.load("lax")], 0.01, lambda *_: None)
+    assert {mode: list(times) for mode, times in found["peers"]["lax"].items()} == {
+        "forward": ["1", "3"],
+        "gradient": ["1", "3"],
+    }
+    Console(width=150).print(report._dilation(found))
+    table = capsys.readouterr().out
+    assert "dilations in turns: 1, 9, 2→2, k3" in table
+    medians = [found["peers"]["lax"]["forward"][d]["median_ms"] for d in ("1", "3")]
+    assert f"{max(medians) / min(medians):.2f}" in table
 
 
 def test_shapes():
