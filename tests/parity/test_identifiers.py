@@ -221,7 +221,9 @@ def test_initializers(framework, name):
         with pytest.raises(ValueError, match="2D"):
             theirs((3, 4, 2))
         return
-    shape = (8, 1, 5) if isinstance(ours, initializers.STFT) else (3, 16, 128)
+    framework.utils.set_random_seed(0)
+    # So many that the outermost quantiles of two draws differ by 0.12 of the spread with a chance of 1e-5.
+    shape = (8, 1, 5) if isinstance(ours, initializers.STFT) else (3, 64, 128)
     values, expected = np.asarray(ours(jax.random.key(0), shape)), np.asarray(theirs(shape))
     assert values.shape == expected.shape
     if not hasattr(ours, "seed"):
