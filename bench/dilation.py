@@ -5,28 +5,37 @@ The suite's tables take each dilation at a time of its own, and a shared machine
 
 from collections.abc import Callable, Sequence
 
-from bench import timing
-from bench.peers import Peer
-from bench.problem import Problem
+from bench import layers, timing
+from bench.peers import Layer, Peer
+from bench.problem import TOLERANCE, Problem
 from bench.shapes import Shape
 
 
 def measure(
     shapes: Sequence[Shape], peers: Sequence[Peer], seconds: float, tell: Callable[[float, str], None]
 ) -> dict:
-    """By peer, mode and dilation: times, ready for JSON; a peer that cannot do all of the shapes is left out."""
-    result: dict = {"shape": shapes[0].describe(), "peers": {}}
+    """By peer, mode and dilation: times, ready for JSON; a peer that fails on one of the shapes is named, with why."""
+    result: dict = {"shape": shapes[0].describe(), "peers": {}, "failed": {}}
     for i, peer in enumerate(peers):
         tell(i / len(peers), f"dilations: {peer.name}")
         try:
-            layers = {shape.dilation: peer.build(Problem.draw(shape)) for shape in shapes}
-        except Exception:  # why, the suite's own table has said
+            built = {shape.dilation: _verified(peer, Problem.draw(shape)) for shape in shapes}
+        except Exception as error:  # whatever a library throws, the others are measured
+            result["failed"][peer.name] = f"{type(error).__name__}: {error}"[:200]
             continue
         modes: dict[str, dict[str, dict]] = {}
         for mode in ("forward", "gradient"):
-            calls = {str(d): call for d, layer in layers.items() if (call := getattr(layer, mode))}
+            calls = {str(d): call for d, layer in built.items() if (call := getattr(layer, mode))}
             if calls:
                 rounds = timing.take_turns(calls, seconds / len(peers) / 2)
                 modes[mode] = {d: timing.summary(each) for d, each in rounds.items()}
         result["peers"][peer.name] = modes
     return result
+
+
+def _verified(peer: Peer, problem: Problem) -> Layer:
+    layer = peer.build(problem)
+    largest = max(layers.verify(layer, problem.answer()).values())
+    if not largest <= TOLERANCE:
+        raise ValueError(f"wrong numbers, not timed: by {largest:.1g} for {problem.shape.describe()}")
+    return layer

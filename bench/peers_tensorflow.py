@@ -1,12 +1,13 @@
 """TensorFlow: `tf.nn.separable_conv2d` over a height of 1, as `tf.keras.layers.SeparableConv1D` calls it."""
 
 import contextlib
+import importlib
 
 import numpy as np
 
 # PyTorch's builds for CUDA bring Triton, which `torch.compile` imports; after TensorFlow that ends the process.
 with contextlib.suppress(ImportError):
-    import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
+    importlib.import_module("triton")
 
 import tensorflow as tf
 

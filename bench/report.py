@@ -102,6 +102,8 @@ def print_report(results: Mapping, console: Console) -> None:
                 console.print()
     if "dilation" in results:
         console.print(_dilation(results["dilation"]))
+        for name, why in results["dilation"].get("failed", {}).items():
+            console.print(f"dilations in turns: {name}: {why}", markup=False, style="red")
     if "per_example" in results:
         console.print(_per_example(results["per_example"]))
     for name, why in results["missing"].items():
@@ -232,7 +234,7 @@ def _costs(results: Mapping, suite: str) -> Table:
 
 def _dilation(found: Mapping) -> Table:
     table = Table(title=f"dilations in turns: {found['shape']}", title_justify="left")
-    dilations = list(next(iter(found["peers"][OURS].values())))
+    dilations = list(next(iter(next(iter(found["peers"].values())).values()))) if found["peers"] else []
     for column in ("peer", "", *(f"d{d} ms" for d in dilations), "most / least"):
         table.add_column(column, justify="right" if "/" in column or "ms" in column else "left")
     for name, modes in found["peers"].items():

@@ -164,6 +164,13 @@ def test_dilations_take_turns_with_one_another(capsys):
     assert f"{max(medians) / min(medians):.2f}" in table
 
 
+def test_a_peer_that_is_wrong_takes_no_turn_among_dilations(scaled):
+    wanted = [dataclasses.replace(parse("1,9,2,2,3"), suite="dilation")]
+    found = dilation.measure(wanted, [scaled("x"), peers.load("lax")], 0.01, lambda *_: None)
+    assert list(found["peers"]) == ["lax"]
+    assert "wrong numbers" in found["failed"]["scaled"]
+
+
 def test_shapes():
     assert len(LAYERS) >= 16
     assert len({shape.name for shape in SHAPES}) == len(SHAPES)
