@@ -148,27 +148,24 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     reach = (block - 1) * stride + (size - 1) // width * width  # rows that a step reads beyond its blocks
     x_pads = (geometry.low, blocks * block * stride + reach - geometry.low - geometry.length)
     g_pads = (0, blocks * block - count)
+    cotangent = cotangent.reshape(groups, batch, count, multiplier * channels)
     if parts > 1:  # a part begins anywhere, so zeros come first; else each step adds its own, in cache
         x, cotangent = pad(x, *x_pads), pad(cotangent, *g_pads)
         x_pads = g_pads = (0, 0)
-    split = (groups, batch // sequences, sequences)
-    x, cotangent = x.reshape(*split, *x.shape[2:]), cotangent.reshape(*split, *cotangent.shape[2:3], -1)
     shapes = [
         (groups, sequences, at_once, min(width, size - first), multiplier, channels)
         for first in range(0, size, width)
     ]
 
     def piece(array, i, start, length, pads):
-        one = lax.dynamic_slice(
-            array, (0, i // parts, 0, start, 0), (groups, 1, sequences, length, array.shape[4])
-        )
-        return pad(lax.squeeze(one, (1,)), *pads)
+        shape = (groups, sequences, length, array.shape[3])
+        return pad(lax.dynamic_slice(array, (0, i // parts * sequences, start, 0), shape), *pads)
 
     def step(i, sums):
         first = i % parts * at_once * block
         x_rows, g_rows = at_once * block * stride + reach, at_once * block
         if parts == 1:  # the zeros are not there yet
-            x_rows, g_rows = x.shape[3], cotangent.shape[3]
+            x_rows, g_rows = x.shape[TIME], cotangent.shape[TIME]
         some_x = piece(x, i, first * stride, x_rows, x_pads)
         some_g = piece(cotangent, i, first, g_rows, g_pads)
         some_g = some_g.reshape(groups, sequences, at_once, block, multiplier, channels)

@@ -83,31 +83,28 @@ def _product(cotangent, tap, m: int):
 def _strided_input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
     """Row `i` of the input meets output `o` at tap `t` where `i + low = o * strides + t * dilation`.
 
-    The rows of one phase, `i % strides`, meet the same taps at the same distance.
+    The rows `q * strides + phase` of one phase meet the same taps, each at an output `q + offset`.
     """
     stride, count = geometry.strides, -(-geometry.length // geometry.strides)
     groups, batch, _, multiplier, channels = cotangent.shape
     tap = _taps(kernel)
-    phases = []
-    for phase in range(stride):
-        meets = [
-            (t, (phase + geometry.low - t * geometry.dilation) // stride)
-            for t in range(geometry.kernel_size)
-            if (phase + geometry.low - t * geometry.dilation) % stride == 0
-        ]
-        if not meets:
-            phases.append(jnp.zeros((groups, batch, count, channels), cotangent.dtype))
-            continue
-        offsets = [offset for _, offset in meets]
-        before = max(-min(offsets), 0)
-        g = pad(cotangent, before, max(max(offsets) + count - geometry.output_length, 0))
-        phases.append(
-            _sum(
-                _product(rows(g, offset + before, count, 1), tap(t), m)
-                for t, offset in meets
-                for m in range(multiplier)
-            )
+    meets: list[list[tuple[int, int]]] = [[] for _ in range(stride)]  # taps and offsets of each phase
+    for t in range(geometry.kernel_size):
+        steps, phase = divmod(t * geometry.dilation - geometry.low, stride)
+        meets[phase].append((t, -steps))
+    offsets = [offset for phase in meets for _, offset in phase]
+    before = max(-min(offsets), 0)
+    g = pad(cotangent, before, max(max(offsets) + count - geometry.output_length, 0))
+    phases = [
+        _sum(
+            _product(rows(g, offset + before, count, 1), tap(t), m)
+            for t, offset in phase
+            for m in range(multiplier)
         )
+        if phase
+        else jnp.zeros((groups, batch, count, channels), cotangent.dtype)
+        for phase in meets
+    ]
     gradient = jnp.stack(phases, TIME + 1).reshape(groups, batch, count * stride, channels)
     return gradient[:, :, : geometry.length]
 

@@ -78,7 +78,7 @@ def joined(*arrays, result: str, geometry: Geometry, precision, implementation: 
         return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **arguments)
     h = _depthwise_output(x, kernel, **arguments)
     h = _with_ones(h) if bias else h
-    return _product(h, pointwise, precision) if result == "output" else _half_sums(h, y, precision)
+    return _row_products(h, pointwise, precision) if result == "output" else _row_sums(h, y, precision)
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
@@ -121,20 +121,42 @@ def _rows_product(h, y, precision) -> jax.Array:
     )
 
 
-def _half_sums(h, y, precision) -> jax.Array:
+def _row_products(h, pointwise, precision) -> jax.Array:
+    """`_product` of `(N, O, R)` and `(R, F)`."""
+    return by_parts(_products, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+
+
+def _products(h, pointwise, precision) -> jax.Array:
+    y = _product(_halves(h) if _halved(h, pointwise.shape[1]) else h, pointwise, precision)
+    return y.reshape(*h.shape[:2], y.shape[2])
+
+
+def _row_sums(h, y, precision) -> jax.Array:
     """`_rows_product`, if it is small as the sum of two over half the rows each."""
-    return by_parts(_halves, ("nor", "nof"), "rf")(h, y, precision=precision)
+    return by_parts(_sums, ("nor", "nof"), "rf")(h, y, precision=precision)
 
 
-def _halves(h, y, precision) -> jax.Array:
-    count = h.shape[0] * h.shape[1]
-    if h.shape[2] * y.shape[2] > SMALL or count % 2:
+def _sums(h, y, precision) -> jax.Array:
+    if not _halved(h, y.shape[2]):
         return _rows_product(h, y, precision)
-    h, y = (array.reshape(2, count // 2, array.shape[2]) for array in (h, y))
-    halves = lax.dot_general(
-        h, y, (((1,), (1,)), ((0,), (0,))), precision=precision, preferred_element_type=h.dtype
-    )
-    return halves.sum(0)
+    dimensions = (((1,), (1,)), ((0,), (0,)))
+    return lax.dot_general(
+        _halves(h), _halves(y), dimensions, precision=precision, preferred_element_type=h.dtype
+    ).sum(0)
+
+
+def _halved(h, filters: int) -> bool:
+    """Whether both products with `h` take it in halves.
+
+    Only the sums gain. But XLA writes `h`, with its channel of ones, once for each shape that it is taken in (25.8 to
+    17.3 MB of temporary memory and 16.3 to 15.0 ms with gradients on 128, 128, 128 to 64 filters with 13 taps).
+    """
+    return h.shape[0] * h.shape[1] % 2 == 0 and h.shape[2] * filters <= SMALL
+
+
+def _halves(array) -> jax.Array:
+    """`(N, O, ...)` to `(2, N * O / 2, ...)`."""
+    return array.reshape(2, array.shape[0] * array.shape[1] // 2, array.shape[2])
 
 
 # --- One dense convolution -----------------------------------------------------------------------------------
@@ -167,9 +189,10 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             x, _ = alike([jnp.zeros((y.shape[0], geometry.length, channels), y.dtype), windows])
             return jax.vjp(lambda x: _windows(x, geometry), x)[1](windows)[0]
         windows = _windows(x, geometry)
-        return _product(_with_ones(windows) if bias else windows, jnp.concatenate([dense, last]), precision)
+        windows = _with_ones(windows) if bias else windows
+        return _row_products(windows, jnp.concatenate([dense, last]), precision)
     # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
-    gradient = _half_sums(_with_ones(_windows(x, geometry)), y, precision)
+    gradient = _row_sums(_with_ones(_windows(x, geometry)), y, precision)
     by_tap = gradient[:-1].reshape(size, channels, -1)
     if result == "kernel":
         return jnp.einsum("tcf,mcf->tmc", by_tap, by_channel, precision="highest")
