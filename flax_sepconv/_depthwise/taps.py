@@ -7,6 +7,8 @@ cache from the entries before it, and the lanes of a vector run over the channel
 is the same sum over the cotangent with the kernel flipped; at larger strides one small sum for each phase.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -23,9 +25,14 @@ CROWDED = 8192
 SPARE = 8
 """Lanes that set such rows apart: 13.8 to 7.0 ms on 4, 800, 512 with 51 taps, 6.7 to 4.3 on 8, 400, 512 with 32."""
 
-EDGED = 20
+EDGED = 40
 """Taps, times multipliers, up to which only the edges are padded. It saves a copy (3.1 against 6.2 ms on 64, 500, 200
-with 3 taps), but makes three sums of one, which take two to three times as long to compile."""
+with 3 taps, and 5 to 20 % of a forward pass with 31 or 39), but with 45 taps it is slower (5.1 against 4.4 ms on 16,
+400, 128), and more sums take longer to compile (0.3 to 0.5 s for that pass with 31 taps)."""
+
+CHAIN = 8
+"""Terms that are added one after the other. The error is then that of XLA's grouped convolution, whatever the number
+of taps, and time is the same; four chains had 1.4 to 1.6 times that error for 64 and 128 taps."""
 
 
 def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
@@ -154,11 +161,19 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     if mostly_edge or (size * multiplier > EDGED and not in_place):
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
     parts = [sums(x, tap, first * geometry.strides - geometry.low, last - first)]
+    edges = [rows_read(x, geometry, a, b) for a, b in ((0, first), (last, outputs)) if a < b]
+    if not edges:
+        return parts[0]
+    # One padded copy and one sum for both edges, one behind the other. XLA computes no window in between.
+    edges[:-1] = [pad(edge, 0, -edge.shape[TIME] % geometry.strides) for edge in edges[:-1]]
+    both = lax.concatenate(edges, TIME)
+    count = (both.shape[TIME] - geometry.span) // geometry.strides + 1
+    both = sums(both, tap, 0, count)
     if first > 0:
-        parts.insert(0, sums(rows_read(x, geometry, 0, first), tap, 0, first))
+        parts.insert(0, lax.slice_in_dim(both, 0, first, 1, TIME))
     if last < outputs:
-        parts.append(sums(rows_read(x, geometry, last, outputs), tap, 0, outputs - last))
-    return parts[0] if len(parts) == 1 else lax.concatenate(parts, TIME)
+        parts.append(lax.slice_in_dim(both, count - (outputs - last), count, 1, TIME))
+    return lax.concatenate(parts, TIME)
 
 
 def _taps(kernel) -> Callable[[int], jax.Array]:
@@ -180,13 +195,11 @@ def _taps_set_apart(kernel) -> Callable[[int], jax.Array]:
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
-    """Adds the terms, many of them in four chains: additions that do not wait for each other."""
+    """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
     terms = list(terms)
-    chains: list = [None] * (1 if len(terms) < 32 else 4)
-    for i, term in enumerate(terms):
-        j = i * len(chains) // len(terms)
-        chains[j] = term if chains[j] is None else lax.add(chains[j], term)
-    total = chains[0]
-    for chain in chains[1:]:
-        total = lax.add(total, chain)
-    return total
+    count = max((len(terms) + CHAIN // 2) // CHAIN, 1)
+    ends = [i * len(terms) // count for i in range(count + 1)]
+    sums = [functools.reduce(lax.add, terms[a:b]) for a, b in itertools.pairwise(ends)]
+    while len(sums) > 1:
+        sums = [functools.reduce(lax.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
+    return sums[0]
