@@ -192,13 +192,18 @@ def test_the_layer_is_the_definition_in_every_implementation(implementation, lay
     assert_close(fsc.separable_conv1d(params, x, config), reference.separable(params, x, config))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("size", [3, 65, 200])
-def test_errors_are_those_of_rounding(implementation, size):
-    # Measured, as multiples of float32's epsilon times the output's size, for 3, 65 and 200 taps: taps 0.3, 0.7 and
-    # 1.1, fourier 1.5, 1.4 and 1.5, lax 0.4, 0.6 and 0.7.
+@pytest.mark.parametrize("result", SLOTS)
+@pytest.mark.parametrize("size", [3, 15, 31, 65, 200])
+def test_float32_errors_are_no_larger_than_the_grouped_convolutions(size, result):
+    # With a tenth for chance: the errors of small sums are alike, and the others are 0.1 to 0.9 times its.
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 512, 8)).astype("f"), rng.normal(size=(size, 8, 1)).astype("f")
-    exact = reference.depthwise(x, kernel, padding="same")
-    error = fsc.depthwise_conv1d(x, kernel, padding="same", implementation=implementation) - exact
-    assert np.sqrt(np.mean(error**2)) <= 2 * np.finfo("f").eps * np.sqrt(np.mean(exact**2))
+    geometry = Geometry(512, size, strides=1, dilation=1, low=size // 2, high=size - 1 - size // 2)
+    shapes = {"input": (1, 2, 512, 16), "kernel": (1, size, 1, 16), "output": (1, 2, 512, 1, 16)}
+    arrays = [rng.normal(size=shape).astype("f") for slot, shape in shapes.items() if slot != result]
+    with jax.enable_x64(True):
+        exact = np.asarray(REFERENCE[result](*(array.astype("d") for array in arrays), geometry, "highest"))
+    errors = {}
+    for implementation in IMPLEMENTATIONS:
+        function, _ = contraction(result, geometry, implementation)
+        errors[implementation] = np.sqrt(np.mean((np.asarray(function(*arrays)) - exact) ** 2))
+    assert max(errors.values()) <= 1.1 * errors["lax"], errors

@@ -6,7 +6,13 @@ With `^` for the transform, of a length that nothing wraps around in:
 
 A stride takes every so many outputs of stride 1, so the cotangent has zeros in between; a dilation puts zeros
 between the taps.
+
+In float32, transforms have up to twice the error of XLA's grouped convolution for the output and the input's gradient
+(2.0e-7 of the entries' size against 0.9e-7 with 257 taps), and less than it for the kernel's gradient.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +41,18 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     n = _transform_length(geometry)
     product = jnp.sum(_input(x, n) * jnp.conj(_cotangent(cotangent, geometry, n)), 1)
     return jnp.moveaxis(_inverse(product, n, -geometry.low, geometry.span)[..., :: geometry.dilation], -1, 1)
+
+
+def in_double(function: Callable) -> Callable:
+    """One of these in float64, which on a CPU takes 1.3 to 1.6 times as long."""
+
+    @functools.wraps(function)
+    def call(a, b, geometry: Geometry) -> jax.Array:
+        with jax.enable_x64(True):
+            double = function(a.astype(jnp.float64), b.astype(jnp.float64), geometry)
+            return double.astype(a.dtype)
+
+    return call
 
 
 def _dense_length(geometry: Geometry) -> int:

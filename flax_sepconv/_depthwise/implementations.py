@@ -42,13 +42,6 @@ _FUNCTIONS: dict[str, dict[str, Callable]] = {
     },
 }
 
-# The same sums as GPUs like them.
-_TAPS_ON_GPU: dict[str, Callable] = {
-    "output": functools.partial(taps.output, in_place=True),
-    "input": functools.partial(taps.input_gradient, in_place=True),
-    "kernel": correlation.plain_sums,
-}
-
 NAMES = tuple(_FUNCTIONS)
 """What `implementation` may name."""
 
@@ -56,14 +49,30 @@ GPU = ("cuda", "rocm")
 PLATFORMS = ("cpu", *GPU)
 """What is told apart here."""
 
+# The same as a platform likes it.
+_TAPS_ON_GPU: dict[str, Callable] = {
+    "output": functools.partial(taps.output, in_place=True),
+    "input": functools.partial(taps.input_gradient, in_place=True),
+    "kernel": correlation.plain_sums,
+}
+_ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
+    **{("taps", gpu): _TAPS_ON_GPU for gpu in GPU},
+    ("fourier", "cpu"): {
+        "output": _by_parts(fourier.in_double(fourier.output), "output"),
+        "input": _by_parts(fourier.in_double(fourier.input_gradient), "input"),
+        "kernel": _FUNCTIONS["fourier"]["kernel"],
+    },
+}
+
 # From how many taps on a Fourier transform is faster: for the output and the input's gradient, and for the kernel's.
-# CPU (two cores of an AMD EPYC, jax 0.10): 96 taps 3.8 ms against 5.5 by transforms and 128 taps 20.8 against 5.8 for
-# the output; 39 taps 2.4 against 3.9 and 51 taps 16 against 12 for the kernel's gradient.
+# CPU (two cores of an AMD EPYC, jax 0.10): 120 taps 8.8 ms against 6.9 by transforms on 8, 1000, 64 and 18.5 against
+# 24.0 on 4, 800, 512, but 128 taps, whose sum XLA does not vectorize, 18.5 against 8.2 and 85 against 22, for the
+# output; 39 taps 2.4 against 3.9 and 51 taps 16 against 12 for the kernel's gradient.
 # GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
 # 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
 # as the better one there (bench/README.md), and on other devices nothing was measured.
 _FOURIER_FROM: dict[str | None, dict[str, int]] = {
-    "cpu": {"output": 100, "input": 100, "kernel": 48},
+    "cpu": {"output": 128, "input": 128, "kernel": 48},
     **{gpu: {"output": 80, "input": 80, "kernel": 20} for gpu in GPU},
 }
 
@@ -88,7 +97,6 @@ def choose(
             implementation = "lax"
         else:
             implementation = "taps" if geometry.kernel_size < measured[result] else "fourier"
-    if implementation == "taps" and platform in GPU:
-        return functools.partial(_TAPS_ON_GPU[result], geometry=geometry)
+    functions = _ON_PLATFORM.get((implementation, platform), _FUNCTIONS[implementation])
     options = {"precision": precision} if implementation == "lax" else {}
-    return functools.partial(_FUNCTIONS[implementation][result], geometry=geometry, **options)
+    return functools.partial(functions[result], geometry=geometry, **options)
