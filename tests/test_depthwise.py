@@ -84,6 +84,20 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
             assert_close(form(a, b, geometry), REFERENCE[result](a, b, geometry, "highest"))
 
 
+@pytest.mark.parametrize("padding", [(12, 12), (11, 4), (24, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (3, 1), (1, 2)])
+def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation, padding):
+    low, high = padding
+    geometry = Geometry(200, taps.FEW + 5, strides, dilation, low * dilation, high * dilation)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 2, 200, 3)), rng.normal(size=(1, taps.FEW + 5, 1, 3))
+    cotangent = rng.normal(size=(1, 2, geometry.output_length, 1, 3))
+    x, kernel, cotangent = (array.astype("f") for array in (x, kernel, cotangent))
+    assert_close(taps.output(x, kernel, geometry), grouped.output(x, kernel, geometry, "highest"))
+    gradient = taps.input_gradient(kernel, cotangent, geometry)
+    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
+
+
 @pytest.mark.parametrize("kernel_size", [3, 12])
 def test_an_empty_batch_has_a_kernel_gradient_of_zeros(kernel_size):
     geometry = Geometry(40, kernel_size, 1, 1, 0, 0)

@@ -26,9 +26,13 @@ SPARE = 8
 """Lanes that set such rows apart: 13.8 to 7.0 ms on 4, 800, 512 with 51 taps, 6.7 to 4.3 on 8, 400, 512 with 32."""
 
 EDGED = 40
-"""Taps, times multipliers, up to which only the edges are padded. It saves a copy (3.1 against 6.2 ms on 64, 500, 200
-with 3 taps, and 5 to 20 % of a forward pass with 31 or 39), but with 45 taps it is slower (5.1 against 4.4 ms on 16,
-400, 128), and more sums take longer to compile (0.3 to 0.5 s for that pass with 31 taps)."""
+"""Taps, times multipliers, up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
+with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128), and
+more sums take longer to compile (0.3 to 0.5 s for that pass with 31)."""
+
+FEW = 20
+"""Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
+forward), as long for 13, and less for 31 (1.7 to 1.4 s with gradients)."""
 
 CHAIN = 8
 """Terms that are added one after the other. The error is then that of XLA's grouped convolution, whatever the number
@@ -160,20 +164,31 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     tap = _taps(kernel)
     if mostly_edge or (size * multiplier > EDGED and not in_place):
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
-    parts = [sums(x, tap, first * geometry.strides - geometry.low, last - first)]
-    edges = [rows_read(x, geometry, a, b) for a, b in ((0, first), (last, outputs)) if a < b]
+    middle = sums(x, tap, first * geometry.strides - geometry.low, last - first)
+    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     if not edges:
-        return parts[0]
-    # One padded copy and one sum for both edges, one behind the other. XLA computes no window in between.
-    edges[:-1] = [pad(edge, 0, -edge.shape[TIME] % geometry.strides) for edge in edges[:-1]]
-    both = lax.concatenate(edges, TIME)
-    count = (both.shape[TIME] - geometry.span) // geometry.strides + 1
-    both = sums(both, tap, 0, count)
-    if first > 0:
-        parts.insert(0, lax.slice_in_dim(both, 0, first, 1, TIME))
-    if last < outputs:
-        parts.append(lax.slice_in_dim(both, count - (outputs - last), count, 1, TIME))
-    return lax.concatenate(parts, TIME)
+        return middle
+    if in_place or size * multiplier <= FEW:
+        ends = [sums(rows_read(x, geometry, a, b), tap, 0, b - a) for a, b in edges]
+    else:
+        ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, tap, 0, count))
+    before = 1 if first > 0 else 0
+    return lax.concatenate([*ends[:before], middle, *ends[before:]], TIME)
+
+
+def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Callable) -> list[jax.Array]:
+    """`sums(rows, count)` of each edge, from all rows one behind the other. XLA computes no window in between."""
+    pieces, starts, rows = [], [], 0
+    for first, last in edges:
+        piece = rows_read(x, geometry, first, last)
+        pieces.append(pad(piece, 0, -piece.shape[TIME] % geometry.strides))
+        starts.append(rows // geometry.strides)
+        rows += pieces[-1].shape[TIME]
+    total = sums(lax.concatenate(pieces, TIME), (rows - geometry.span) // geometry.strides + 1)
+    return [
+        lax.slice_in_dim(total, start, start + last - first, 1, TIME)
+        for start, (first, last) in zip(starts, edges, strict=True)
+    ]
 
 
 def _taps(kernel) -> Callable[[int], jax.Array]:
