@@ -82,6 +82,15 @@ def test_a_divided_batch_stays_where_it_is(arguments, kind):
     jax.tree.map(assert_close, ours, expected)
 
 
+def test_explicit_axes_need_no_mesh_to_be_set():
+    config = fsc.SeparableConv1DConfig(6, 3)
+    params = fsc.init_params(jax.random.key(0), 5, config)
+    x = jax.random.normal(jax.random.key(1), (8, 20, 5))
+    gradient = jax.grad(lambda *a: loss(*a, lambda p, x: fsc.separable_conv1d(p, x, config)), (0, 1))
+    ours = jax.jit(gradient)(params, placed(MESHES[AxisType.Explicit]["line"], x, "n"))
+    jax.tree.map(assert_close, ours, gradient(params, x))
+
+
 # --- Sequences, batches and filters by `parallel.separable_conv1d`
 
 

@@ -91,7 +91,10 @@ def result_sharding(axes: Mapping[str, str], result: str, *arrays) -> NamedShard
     """How the slot `result` is divided, from the types of the other slots' arrays, in the order of `axes`."""
     operands = [letters for slot, letters in axes.items() if slot != result]
     split = _split(zip(operands, arrays, strict=True))
-    return NamedSharding(arrays[0].sharding.mesh, PartitionSpec(*(split.get(axis) for axis in axes[result])))
+    # Where no mesh is set, only what is divided knows of one.
+    meshes = [array.sharding.mesh for array in arrays]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+    return NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes[result])))
 
 
 def on_auto_axes(function: Callable, sharding: Any) -> Callable:
