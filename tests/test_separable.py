@@ -127,3 +127,27 @@ def test_an_ensemble_keeps_its_input_and_its_parameters_only(kernel_size, multip
     _, vjp = jax.vjp(apply, members, x)
     kept = sum(leaf.size for leaf in jax.tree.leaves(vjp))
     assert kept <= x.size + sum(leaf.size for leaf in jax.tree.leaves(members))
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((8, 4096, 128), {"filters": 128, "kernel_size": 5}),
+        ((16, 400, 256), {"filters": 256, "kernel_size": 31}),
+        ((16, 1024, 128), {"filters": 196, "kernel_size": 17, "strides": 4}),
+    ],
+)
+def test_gradients_take_no_more_memory_than_those_of_the_grouped_convolution(shape, arguments):
+    def temporary_bytes(implementation):
+        config = fsc.SeparableConv1DConfig(**arguments, padding="same", implementation=implementation)
+        params = jax.eval_shape(lambda key: fsc.init_params(key, shape[-1], config), jax.random.key(0))
+        y = jax.ShapeDtypeStruct((shape[0], config.output_length(shape[1]), config.filters), "float32")
+
+        def value_and_gradients(params, x, cotangent):
+            y, vjp = jax.vjp(functools.partial(fsc.separable_conv1d, config=config), params, x)
+            return y, vjp(cotangent)
+
+        lowered = jax.jit(value_and_gradients).lower(params, jax.ShapeDtypeStruct(shape, "float32"), y)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(None) <= temporary_bytes("lax")

@@ -31,7 +31,7 @@ def apart(*arrays, result: str, geometry: Geometry, precision, implementation: s
     if result in ("output", "pointwise"):
         h = _depthwise_output(x, kernel, geometry, precision, implementation)
         if result == "pointwise":
-            gradient = _rows_product(h, y, precision)
+            gradient = _over_rows(h, y, precision)
             return jnp.concatenate([gradient, y.sum((0, 1)).astype(x.dtype)[None]]) if bias else gradient
         weights = pointwise[:-1] if bias else pointwise
         dtype = wide(x.dtype)
@@ -78,7 +78,7 @@ def joined(*arrays, result: str, geometry: Geometry, precision, implementation: 
         return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **arguments)
     h = _depthwise_output(x, kernel, **arguments)
     h = _with_ones(h) if bias else h
-    return _row_products(h, pointwise, precision) if result == "output" else _row_sums(h, y, precision)
+    return _to_output(h, pointwise, precision) if result == "output" else _to_pointwise(h, y, precision)
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
@@ -114,31 +114,31 @@ def _product(h, pointwise, precision, layout: str = "WIO") -> jax.Array:
     )
 
 
-def _rows_product(h, y, precision) -> jax.Array:
+def _over_rows(h, y, precision) -> jax.Array:
     """`(N, O, R)` and `(N, O, F)` to `(R, F)`."""
     return lax.dot_general(
         h, y, (((0, 1), (0, 1)), ((), ())), precision=precision, preferred_element_type=h.dtype
     )
 
 
-def _row_products(h, pointwise, precision) -> jax.Array:
+def _to_output(h, pointwise, precision) -> jax.Array:
     """`_product` of `(N, O, R)` and `(R, F)`."""
-    return by_parts(_products, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+    return by_parts(_output_part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
 
 
-def _products(h, pointwise, precision) -> jax.Array:
+def _output_part(h, pointwise, precision) -> jax.Array:
     y = _product(_halves(h) if _halved(h, pointwise.shape[1]) else h, pointwise, precision)
     return y.reshape(*h.shape[:2], y.shape[2])
 
 
-def _row_sums(h, y, precision) -> jax.Array:
-    """`_rows_product`, if it is small as the sum of two over half the rows each."""
-    return by_parts(_sums, ("nor", "nof"), "rf")(h, y, precision=precision)
+def _to_pointwise(h, y, precision) -> jax.Array:
+    """`_over_rows` of `(N, O, R)` and `(N, O, F)`, if it is small as the sum of two over half the rows each."""
+    return by_parts(_pointwise_part, ("nor", "nof"), "rf")(h, y, precision=precision)
 
 
-def _sums(h, y, precision) -> jax.Array:
+def _pointwise_part(h, y, precision) -> jax.Array:
     if not _halved(h, y.shape[2]):
-        return _rows_product(h, y, precision)
+        return _over_rows(h, y, precision)
     dimensions = (((1,), (1,)), ((0,), (0,)))
     return lax.dot_general(
         _halves(h), _halves(y), dimensions, precision=precision, preferred_element_type=h.dtype
@@ -190,9 +190,9 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             return jax.vjp(lambda x: _windows(x, geometry), x)[1](windows)[0]
         windows = _windows(x, geometry)
         windows = _with_ones(windows) if bias else windows
-        return _row_products(windows, jnp.concatenate([dense, last]), precision)
+        return _to_output(windows, jnp.concatenate([dense, last]), precision)
     # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
-    gradient = _row_sums(_with_ones(_windows(x, geometry)), y, precision)
+    gradient = _to_pointwise(_with_ones(_windows(x, geometry)), y, precision)
     by_tap = gradient[:-1].reshape(size, channels, -1)
     if result == "kernel":
         return jnp.einsum("tcf,mcf->tmc", by_tap, by_channel, precision="highest")
