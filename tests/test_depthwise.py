@@ -84,7 +84,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
             assert_close(form(a, b, geometry), REFERENCE[result](a, b, geometry, "highest"))
 
 
-@pytest.mark.parametrize("padding", [(12, 12), (11, 4), (24, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("padding", [(11, 4), (24, 0), (0, 0)])
 @pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (3, 1), (1, 2)])
 def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation, padding):
     low, high = padding
@@ -93,8 +93,9 @@ def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation
     x, kernel = rng.normal(size=(1, 2, 200, 3)), rng.normal(size=(1, taps.FEW + 5, 1, 3))
     cotangent = rng.normal(size=(1, 2, geometry.output_length, 1, 3))
     x, kernel, cotangent = (array.astype("f") for array in (x, kernel, cotangent))
-    assert_close(taps.output(x, kernel, geometry), grouped.output(x, kernel, geometry, "highest"))
-    gradient = taps.input_gradient(kernel, cotangent, geometry)
+    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
+    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
+    gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
     assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
 
 
