@@ -35,8 +35,8 @@ FEW = 20
 forward), as long for 13, and less for 31 (1.7 to 1.4 s with gradients)."""
 
 CHAIN = 8
-"""Terms that are added one after the other. The error is then that of XLA's grouped convolution, whatever the number
-of taps, and time is the same; four chains had 1.4 to 1.6 times that error for 64 and 128 taps."""
+"""Terms that are added one after the other. The error is then about that of XLA's grouped convolution, however many
+taps there are, and time is the same; four chains had 1.2 and 1.4 times that error for 64 and 128 taps."""
 
 
 def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
