@@ -78,6 +78,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
     a, b = (arrays[slot] for slot in SLOTS if slot != result)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(taps, "CROWDED", 20)
+        patch.setattr(taps, "COPIED", 0)
         patch.setattr(correlation, "STEP", step)
         patch.setattr(correlation, "FEW", few)
         for form in FORMS[result]:

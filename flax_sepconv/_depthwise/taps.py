@@ -9,6 +9,7 @@ is the same sum over the cotangent with the kernel flipped; at larger strides on
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -19,11 +20,18 @@ from flax_sepconv._depthwise.geometry import Geometry
 
 TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
 
-CROWDED = 8192
-"""Taps times channels from which the rows of one window, a power of two apart, fight for the same cache sets."""
+WAY = 1024
+"""Floats in a way of a CPU's first cache. Rows that many apart, or half or a quarter as many, fight for its sets."""
+
+CROWDED = 8 * WAY
+"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
 
 SPARE = 8
-"""Lanes that set such rows apart: 13.8 to 7.0 ms on 4, 800, 512 with 51 taps, 6.7 to 4.3 on 8, 400, 512 with 32."""
+"""Lanes that set such rows apart: 13.8 to 7.0 ms on 4, 800, 512 with 51 taps, 6.7 to 4.3 on 8, 400, 512 with 32, and
+4.4 to 2.8 for a whole forward pass on 4, 800, 128 with 31 taps 8 apart."""
+
+COPIED = 16
+"""Taps up to which that does not pay for the copy it needs: 13.5 to 19.1 ms forward on 4, 800, 1024 with 8."""
 
 EDGED = 40
 """Taps, times multipliers, up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
@@ -158,11 +166,12 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     _, size, multiplier, channels = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
     mostly_edge = 2 * (last - first) <= outputs  # a padded copy costs little then
-    if size * channels >= CROWDED and not in_place:
+    copied = mostly_edge or (size * multiplier > EDGED and not in_place)
+    if not in_place and _crowded(size, channels, geometry.dilation, copied):
         x = rows_read(x, geometry, 0, outputs, SPARE)
         return sums(lax.slice_in_dim(x, 0, channels, 1, x.ndim - 1), _taps_set_apart(kernel), 0, outputs)
     tap = _taps(kernel)
-    if mostly_edge or (size * multiplier > EDGED and not in_place):
+    if copied:
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
     middle = sums(x, tap, first * geometry.strides - geometry.low, last - first)
     edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
@@ -174,6 +183,12 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
         ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, tap, 0, count))
     before = 1 if first > 0 else 0
     return lax.concatenate([*ends[:before], middle, *ends[before:]], TIME)
+
+
+def _crowded(size: int, channels: int, dilation: int, copied: bool) -> bool:
+    """Whether spare lanes pay: a little does where `x` is copied in any case, else it must pay for the copy as well."""
+    taps, rows = math.gcd(channels, WAY), math.gcd(dilation * channels, WAY)  # how far apart, in that sense
+    return (copied and size * channels >= CROWDED) or (size > COPIED and size * (taps + rows) // 2 >= CROWDED)
 
 
 def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Callable) -> list[jax.Array]:
