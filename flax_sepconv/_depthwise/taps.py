@@ -165,8 +165,9 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     """`sums(x, tap, start, count)` for all outputs; `tap(t)` is the kernel at one tap, `(G, M, C)`."""
     _, size, multiplier, channels = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
+    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     mostly_edge = 2 * (last - first) <= outputs  # a padded copy costs little then
-    copied = mostly_edge or (size * multiplier > EDGED and not in_place)
+    copied = bool(edges) and (mostly_edge or (size * multiplier > EDGED and not in_place))
     if not in_place and _crowded(size, channels, geometry.dilation, copied):
         x = rows_read(x, geometry, 0, outputs, SPARE)
         return sums(lax.slice_in_dim(x, 0, channels, 1, x.ndim - 1), _taps_set_apart(kernel), 0, outputs)
@@ -174,7 +175,6 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     if copied:
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
     middle = sums(x, tap, first * geometry.strides - geometry.low, last - first)
-    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     if not edges:
         return middle
     if in_place or size * multiplier <= FEW:
