@@ -79,6 +79,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(taps, "CROWDED", 20)
         patch.setattr(taps, "COPIED", 0)
+        patch.setattr(taps, "TERMS", 10)
         patch.setattr(correlation, "STEP", step)
         patch.setattr(correlation, "FEW", few)
         for form in FORMS[result]:
