@@ -72,14 +72,20 @@ FORMS = {
 
 @pytest.mark.parametrize("result", SLOTS)
 @settings(max_examples=10)
-@given(problem=problems(), step=st.sampled_from([256, 2048]), few=st.sampled_from([1, 9]))
-def test_every_form_is_the_grouped_convolutions(result, problem, step, few):
+@given(
+    problem=problems(),
+    step=st.sampled_from([256, 2048]),
+    few=st.sampled_from([1, 9]),
+    edged=st.sampled_from([5, 40]),
+)
+def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edged):
     geometry, arrays = problem
     a, b = (arrays[slot] for slot in SLOTS if slot != result)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(taps, "CROWDED", 20)
         patch.setattr(taps, "COPIED", 0)
         patch.setattr(taps, "TERMS", 10)
+        patch.setattr(taps, "EDGED", edged)
         patch.setattr(correlation, "STEP", step)
         patch.setattr(correlation, "FEW", few)
         for form in FORMS[result]:
@@ -99,6 +105,19 @@ def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation
     assert_close(y, grouped.output(x, kernel, geometry, "highest"))
     gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
     assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_many_taps_and_multipliers_are_the_grouped_convolution(strides):
+    # At stride 1 the input's gradient is a loop over the multipliers; at stride 2 padding comes before they do.
+    size = taps.EDGED + 1
+    geometry = Geometry(90, size, strides, 1, 20, 19)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 2, 90, 3)).astype("f"), rng.normal(size=(1, size, 3, 3)).astype("f")
+    cotangent = rng.normal(size=(1, 2, geometry.output_length, 3, 3)).astype("f")
+    assert_close(taps.output(x, kernel, geometry), grouped.output(x, kernel, geometry, "highest"))
+    gradient = grouped.input_gradient(kernel, cotangent, geometry, "highest")
+    assert_close(taps.input_gradient(kernel, cotangent, geometry), gradient)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 12])

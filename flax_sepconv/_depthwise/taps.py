@@ -60,6 +60,10 @@ def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """
     groups, size, multiplier, channels = kernel.shape
     if multiplier > 1 and not in_place:
+        if size > EDGED and geometry.strides > 1:
+            # Not later, when it is `multiplier` times as large: 3.8 to 2.6 ms on 32, 400, 12 with 60 taps and 4.
+            x = rows_read(x, geometry, 0, geometry.output_length)
+            geometry = geometry._replace(length=x.shape[TIME], low=0, high=0)
         y = output(repeated(x, multiplier), kernel.reshape(groups, size, 1, multiplier * channels), geometry)
         return y.reshape(*y.shape[:3], multiplier, channels)
 
