@@ -93,19 +93,23 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edge
             assert_close(computed, REFERENCE[result](a, b, geometry, "highest"))
 
 
+def assert_taps_are_the_grouped_convolution(geometry, multiplier):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 2, geometry.length, 3)).astype("f")
+    kernel = rng.normal(size=(1, geometry.kernel_size, multiplier, 3)).astype("f")
+    cotangent = rng.normal(size=(1, 2, geometry.output_length, multiplier, 3)).astype("f")
+    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
+    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
+    gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
+    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
+
+
 @pytest.mark.parametrize("padding", [(11, 4), (24, 0), (0, 0)])
 @pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (3, 1), (1, 2)])
 def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation, padding):
     low, high = padding
     geometry = Geometry(200, taps.FEW + 5, strides, dilation, low * dilation, high * dilation)
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(1, 2, 200, 3)), rng.normal(size=(1, taps.FEW + 5, 1, 3))
-    cotangent = rng.normal(size=(1, 2, geometry.output_length, 1, 3))
-    x, kernel, cotangent = (array.astype("f") for array in (x, kernel, cotangent))
-    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
-    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
-    gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
-    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
+    assert_taps_are_the_grouped_convolution(geometry, 1)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -113,13 +117,7 @@ def test_many_taps_and_multipliers_are_the_grouped_convolution(strides):
     # At stride 1 the input's gradient is a loop over the multipliers; at stride 2 padding comes before they do.
     size = taps.EDGED + 1
     geometry = Geometry(90, size, strides, 1, 20, 19)
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(1, 2, 90, 3)).astype("f"), rng.normal(size=(1, size, 3, 3)).astype("f")
-    cotangent = rng.normal(size=(1, 2, geometry.output_length, 3, 3)).astype("f")
-    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
-    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
-    gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
-    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
+    assert_taps_are_the_grouped_convolution(geometry, 3)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 12])
