@@ -12,17 +12,27 @@ vectorizes the outer one, over channels, only if it can unroll the inner one. So
   128, 128, 128; 16 taps: 2.6 against 5.2 on 16, 2048, 64).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import export, lax
 
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TIME, pad, repeated, rows, rows_read
+from flax_sepconv._depthwise.taps import SPARE, TIME, WAY, pad, repeated, rows, rows_read
 
 BLOCK = 8  # outputs in a block of a reduction; times the taps, as much as LLVM will unroll: about 80
 FEW = 9  # taps that one reduction sums
-WIDTH = 16  # taps that one fusion of the loop sums
-LEAST_BLOCK = 12  # outputs in a block of the loop, which has at least as many as such taps reach
+WIDTH = 16  # taps that one fusion of the loop sums, at most as many as there are outputs in one of its blocks
+
+LEAST_BLOCK = 16
+"""Outputs in a block of the loop. XLA computes what has 15 uses or fewer anew for each, here the slice of a step, and
+then vectorizes nothing: 34 against 9 ms for 15 and for 16 outputs on 32, 300, 256 with 39 taps."""
+
+MOST_BLOCK = 20
+"""Up to how many it may be to make whole blocks: 16 outputs and 4 rows of zeros take 8.8 ms there, 20 outputs 9.3, but
+25 take 14.3."""
+
 STEP = 1 << 20  # bytes that one step of the loop reads; a quarter or four times as many were slower
 
 
@@ -137,7 +147,7 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     groups, batch, count, multiplier, channels = cotangent.shape
     size, stride = geometry.kernel_size, geometry.strides
     width = -(-size // -(-size // WIDTH))  # taps of one fusion
-    block = _block(count, -(-width // stride))
+    block = _block(count)
     blocks = -(-count // block)
     block_bytes = groups * block * (stride + multiplier) * channels * x.dtype.itemsize
     # Two steps at the least: of one, XLA makes no loop, and copies all windows (1.0 against 0.3 ms on 64, 32, 16).
@@ -146,14 +156,17 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     at_once = -(-blocks // parts)
     blocks = parts * at_once
     reach = (block - 1) * stride + (size - 1) // width * width  # rows that a step reads beyond its blocks
-    x_pads = (geometry.low, blocks * block * stride + reach - geometry.low - geometry.length)
-    g_pads = (0, blocks * block - count)
-    cotangent = cotangent.reshape(groups, batch, count, multiplier * channels)
+    # A sum reads `block` rows of each, so far apart that many may share sets in cache: 39 to 9 ms for 17 taps 8 apart
+    # on 23, 400, 128, 9.2 to 7.0 for 32 taps on 8, 400, 512; but with half as many in a set 5.0 to 6.7 on 16, 400, 256.
+    lanes = SPARE if math.gcd(channels, WAY) + math.gcd(stride * channels, WAY) >= WAY else 0
+    x_pads = (geometry.low, blocks * block * stride + reach - geometry.low - geometry.length, lanes)
+    g_pads = (0, blocks * block - count, lanes)
+    cotangent = cotangent.reshape(groups, batch, count, channels)
     if parts > 1:  # a part begins anywhere, so zeros come first; else each step adds its own, in cache
         x, cotangent = pad(x, *x_pads), pad(cotangent, *g_pads)
-        x_pads = g_pads = (0, 0)
+        x_pads = g_pads = (0, 0, 0)
     shapes = [
-        (groups, sequences, at_once, min(width, size - first), multiplier, channels)
+        (groups, sequences, at_once, min(width, size - first), 1, channels + lanes)
         for first in range(0, size, width)
     ]
 
@@ -166,14 +179,17 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
         x_rows, g_rows = at_once * block * stride + reach, at_once * block
         if parts == 1:  # the zeros are not there yet
             x_rows, g_rows = x.shape[TIME], cotangent.shape[TIME]
-        some_x = piece(x, i, first * stride, x_rows, x_pads)
+        # Else XLA sees through the zeros, and slices, within every sum, the windows that meet none: 1.2 against 4.5 ms
+        # for 20 taps 2 apart on 16, 500, 64.
+        some_x = lax.optimization_barrier(piece(x, i, first * stride, x_rows, x_pads))
         some_g = piece(cotangent, i, first, g_rows, g_pads)
-        some_g = some_g.reshape(groups, sequences, at_once, block, multiplier, channels)
+        some_g = some_g.reshape(groups, sequences, at_once, block, 1, channels + lanes)
         return [_add(each, some_x, some_g, width * n, stride) for n, each in enumerate(sums)]
 
     zeros = [lax.full_like(x, 0, shape=shape) for shape in shapes]
     sums = lax.fori_loop(0, batch // sequences * parts, step, zeros)
-    return lax.concatenate([each.sum((1, 2)) for each in sums], 1)
+    gradient = lax.concatenate([each.sum((1, 2)) for each in sums], 1)
+    return lax.slice_in_dim(gradient, 0, channels, 1, 3)
 
 
 def _add(sums, x, g, first: int, stride: int):
@@ -194,10 +210,9 @@ def _add(sums, x, g, first: int, stride: int):
     return sums
 
 
-def _block(count: int, least: int) -> int:
+def _block(count: int) -> int:
     """Outputs in a block: a divisor of `count` if there is one near, so that no zeros need be added."""
-    least = max(least, LEAST_BLOCK)
-    return next((block for block in range(least, 2 * least + 1) if count % block == 0), least)
+    return next((n for n in range(LEAST_BLOCK, MOST_BLOCK + 1) if count % n == 0), LEAST_BLOCK)
 
 
 def _divisor(n: int, most: int) -> int:

@@ -65,14 +65,15 @@ _ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
 }
 
 # From how many taps on a Fourier transform is faster: for the output and the input's gradient, and for the kernel's.
-# CPU (two cores of an AMD EPYC, jax 0.10): 120 taps 8.8 ms against 6.9 by transforms on 8, 1000, 64 and 18.5 against
-# 24.0 on 4, 800, 512, but 128 taps, whose sum XLA does not vectorize, 18.5 against 8.2 and 85 against 22, for the
-# output; 39 taps 2.4 against 3.9 and 51 taps 16 against 12 for the kernel's gradient.
+# CPU (two cores of an AMD EPYC, jax 0.10): 119 taps 5.2 ms against 7.5 by transforms on 7, 1000, 80, but 125, whose sum
+# XLA does not vectorize, 28 against 9.7, for the output; for the kernel's gradient 51 taps 10 against 14 on 4, 800, 512
+# and 75 taps 11.6 against 13.6, but 0.7 s to compile against 0.2. Strides make sums of fewer products and transforms of
+# as many: 99 taps and strides of 4 20 against 45 on 23, 400, 512, 127 and 2 4.3 against 6.6 on 16, 1000, 64.
 # GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
 # 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
 # as the better one there (bench/README.md), and on other devices nothing was measured.
 _FOURIER_FROM: dict[str | None, dict[str, int]] = {
-    "cpu": {"output": 128, "input": 128, "kernel": 48},
+    "cpu": {"output": 120, "input": 120, "kernel": 64},
     **{gpu: {"output": 80, "input": 80, "kernel": 20} for gpu in GPU},
 }
 
@@ -96,7 +97,10 @@ def choose(
         if measured is None or export.is_symbolic_dim(geometry.length):
             implementation = "lax"
         else:
-            implementation = "taps" if geometry.kernel_size < measured[result] else "fourier"
+            fourier_from = measured[result]
+            if (result, platform) == ("kernel", "cpu"):
+                fourier_from = min(fourier_from * geometry.strides, measured["output"])
+            implementation = "taps" if geometry.kernel_size < fourier_from else "fourier"
     functions = _ON_PLATFORM.get((implementation, platform), _FUNCTIONS[implementation])
     options = {"precision": precision} if implementation == "lax" else {}
     return functools.partial(functions[result], geometry=geometry, **options)
