@@ -189,8 +189,10 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     mostly_edge = 2 * (last - first) <= outputs  # a padded copy costs little then
     copied = bool(edges) and (mostly_edge or (size * multiplier > EDGED and not in_place))
     if not in_place and _crowded(size, channels, geometry.dilation, copied):
-        x = rows_read(x, geometry, 0, outputs, SPARE)
-        return sums(lax.slice_in_dim(x, 0, channels, 1, x.ndim - 1), _taps_set_apart(kernel), 0, outputs)
+        # The barrier, because XLA sees through a slice of zeros around an array and reads the array itself.
+        wider = lax.optimization_barrier((rows_read(x, geometry, 0, outputs, SPARE), pad(kernel, 0, 0, SPARE)))
+        x, kernel = (lax.slice_in_dim(array, 0, channels, 1, array.ndim - 1) for array in wider)
+        return sums(x, _taps(kernel), 0, outputs)
     tap = _taps(kernel)
     if copied:
         return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
@@ -228,20 +230,6 @@ def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Calla
 
 def _taps(kernel) -> Callable[[int], jax.Array]:
     return lambda t: lax.index_in_dim(kernel, t, 1, keepdims=False)
-
-
-def _taps_set_apart(kernel) -> Callable[[int], jax.Array]:
-    """Read through a flat copy, because XLA sees through a slice of a padded array and reads the array itself."""
-    groups, size, multiplier, channels = kernel.shape
-    row = multiplier * (channels + SPARE)
-    flat = lax.pad(kernel, jnp.zeros((), kernel.dtype), [(0, 0, 0)] * 3 + [(0, SPARE, 0)])
-    flat = flat.reshape(groups, size * row)
-
-    def tap(t):
-        one = lax.slice_in_dim(flat, t * row, (t + 1) * row, 1, 1)
-        return lax.slice_in_dim(one.reshape(groups, multiplier, channels + SPARE), 0, channels, 1, 2)
-
-    return tap
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
