@@ -64,7 +64,7 @@ def test_every_contraction_is_the_grouped_convolutions(result, implementation, p
 
 # What sizes or a GPU ask for: rows set apart, pieces of a sequence, sums in place. The thresholds are those of tests.
 FORMS = {
-    "output": [taps.output, functools.partial(taps.output, in_place=True)],
+    "output": [taps.output, taps.flat_output, functools.partial(taps.output, in_place=True)],
     "input": [taps.input_gradient, functools.partial(taps.input_gradient, in_place=True)],
     "kernel": [correlation.kernel_gradient, correlation.plain_sums],
 }
@@ -77,8 +77,9 @@ FORMS = {
     step=st.sampled_from([256, 2048]),
     few=st.sampled_from([1, 9]),
     edged=st.sampled_from([5, 40]),
+    way=st.sampled_from([2, 1024]),
 )
-def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edged):
+def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edged, way):
     geometry, arrays = problem
     a, b = (arrays[slot] for slot in SLOTS if slot != result)
     with pytest.MonkeyPatch.context() as patch:
@@ -86,6 +87,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edge
         patch.setattr(taps, "COPIED", 0)
         patch.setattr(taps, "TERMS", 10)
         patch.setattr(taps, "EDGED", edged)
+        patch.setattr(correlation, "WAY", way)
         patch.setattr(correlation, "STEP", step)
         patch.setattr(correlation, "FEW", few)
         for form in FORMS[result]:
@@ -98,7 +100,7 @@ def assert_taps_are_the_grouped_convolution(geometry, multiplier):
     x = rng.normal(size=(1, 2, geometry.length, 3)).astype("f")
     kernel = rng.normal(size=(1, geometry.kernel_size, multiplier, 3)).astype("f")
     cotangent = rng.normal(size=(1, 2, geometry.output_length, multiplier, 3)).astype("f")
-    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
+    y = jax.jit(taps.flat_output, static_argnums=2)(x, kernel, geometry)
     assert_close(y, grouped.output(x, kernel, geometry, "highest"))
     gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
     assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
@@ -118,6 +120,21 @@ def test_many_taps_and_multipliers_are_the_grouped_convolution(strides):
     size = taps.EDGED + 1
     geometry = Geometry(90, size, strides, 1, 20, 19)
     assert_taps_are_the_grouped_convolution(geometry, 3)
+
+
+@pytest.mark.parametrize(
+    ("length", "kernel_size", "dilation", "padding"),
+    [(240, 33, 1, (16, 16)), (300, 39, 1, (19, 19)), (298, 49, 1, (0, 0)), (500, 20, 2, (19, 19))],
+)
+def test_the_kernels_gradient_sums_what_is_copied(length, kernel_size, dilation, padding):
+    # A slice that moves with the loop, within a sum, is computed anew for each product and keeps XLA from vectorizing.
+    geometry = Geometry(length, kernel_size, 1, dilation, *padding)
+    x, cotangent = jnp.ones((1, 8, length, 8)), jnp.ones((1, 8, geometry.output_length, 1, 8))
+    gradient = jax.jit(correlation.kernel_gradient, static_argnums=2)
+    program = gradient.lower(x, cotangent, geometry).compile().as_text()
+    computations = program.split("\n\n")
+    assert any("dynamic-slice(" in each for each in computations)
+    assert not [each for each in computations if "dynamic-slice(" in each and "multiply(" in each]
 
 
 @pytest.mark.parametrize("kernel_size", [3, 12])

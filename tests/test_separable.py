@@ -18,8 +18,9 @@ from tests.test_depthwise import assert_close
 
 FORMS = {
     "apart": steps.apart,
-    "recomputing": steps.recomputing,
-    "joined": steps.joined,
+    "recomputing": functools.partial(steps.recomputing, differentiated=True),
+    "joined": functools.partial(steps.joined, differentiated=True),
+    "unshared": functools.partial(steps.joined, differentiated=False),
     "dense": lambda *arrays, implementation, **params: steps._dense(*arrays, **params),
 }
 
@@ -77,7 +78,9 @@ def test_every_form_is_the_definition(result, form, problem):
         slots["pointwise"] = slots["pointwise"][: slots["kernel"].shape[1] * slots["kernel"].shape[2]]
     given_slots = {slot: array for slot, array in slots.items() if slot != result}
     params = {"geometry": geometry, "precision": None, "implementation": None, "bias": bias}
-    ours = FORMS[form](*given_slots.values(), result=result, **params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "BROAD", 2)
+        ours = FORMS[form](*given_slots.values(), result=result, **params)
     assert_close(ours, exact(geometry, bias, given_slots, result), 2e-5)
 
 

@@ -26,7 +26,7 @@ def _by_parts(function: Callable, result: str) -> Callable:
 # Each a function of the two arrays that are given, in the order input, kernel, output, and the geometry.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
     "taps": {
-        "output": taps.output,
+        "output": taps.flat_output,
         "input": taps.input_gradient,
         "kernel": _by_parts(correlation.kernel_gradient, "kernel"),
     },
@@ -88,19 +88,21 @@ def choose(
         geometry: the step's static numbers.
         precision: for XLA's convolution; the others always work in full precision.
         platform: what is being lowered for, `None` for any but `PLATFORMS`.
-        implementation: a name of `NAMES`, or `None` for the one that measurement favours, and XLA's own, which is
-            known to be safe, where nothing was measured.
+        implementation: a name of `NAMES`, or `None` for what `favoured` says.
     """
-    if implementation is None:
-        measured = _FOURIER_FROM.get(platform)
-        # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
-        if measured is None or export.is_symbolic_dim(geometry.length):
-            implementation = "lax"
-        else:
-            fourier_from = measured[result]
-            if (result, platform) == ("kernel", "cpu"):
-                fourier_from = min(fourier_from * geometry.strides, measured["output"])
-            implementation = "taps" if geometry.kernel_size < fourier_from else "fourier"
-    functions = _ON_PLATFORM.get((implementation, platform), _FUNCTIONS[implementation])
-    options = {"precision": precision} if implementation == "lax" else {}
+    name = implementation or favoured(result, geometry, platform)
+    functions = _ON_PLATFORM.get((name, platform), _FUNCTIONS[name])
+    options = {"precision": precision} if name == "lax" else {}
     return functools.partial(functions[result], geometry=geometry, **options)
+
+
+def favoured(result: str, geometry: Geometry, platform: str | None) -> str:
+    """The one of `NAMES` that measurement favours, and XLA's own, which is known to be safe, where none was done."""
+    measured = _FOURIER_FROM.get(platform)
+    # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
+    if measured is None or export.is_symbolic_dim(geometry.length):
+        return "lax"
+    fourier_from = measured[result]
+    if (result, platform) == ("kernel", "cpu"):
+        fourier_from = min(fourier_from * geometry.strides, measured["output"])
+    return "taps" if geometry.kernel_size < fourier_from else "fourier"

@@ -39,20 +39,22 @@ from flax_sepconv._separable import steps
 from flax_sepconv._separable.steps import AXES, SLOTS
 
 
-def contract(slots: Mapping[str, Any], *, bias: bool, **params) -> jax.Array:
+def contract(slots: Mapping[str, Any], *, bias: bool, differentiated: bool = False, **params) -> jax.Array:
     """The contraction of three slots' arrays, in the shape of the fourth slot.
 
     Args:
         slots: three arrays by the names of their slots, all of one dtype but for the output's, which is at least
             float32.
         bias: whether `pointwise` has, or is to have, a row for it.
+        differentiated: whether there may be gradients in the same program, with which a platform may share work.
         **params: `geometry`, `precision` and `implementation`.
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
     if bias and result in ("input", "kernel"):  # it has no part in these
         slots, bias = {**slots, "pointwise": slots["pointwise"][:-1]}, False
     arrays = alike([slots[slot] for slot in SLOTS if slot in slots])
-    return separable_p.bind(*arrays, result=result, bias=bias, **params | {"devices": asks_for_devices()})
+    params |= {"devices": asks_for_devices(), "differentiated": differentiated}
+    return separable_p.bind(*arrays, result=result, bias=bias, **params)
 
 
 separable_p = Primitive("separable_conv1d")
@@ -91,6 +93,7 @@ def _abstract(*arrays, result, geometry: Geometry, bias, **_):
 
 
 def _jvp(primals, tangents, *, result, bias, **params):
+    params["differentiated"] = True
     slots = dict(zip(_operands(result), primals, strict=True))
     out = contract(slots, bias=bias, **params)
     # The ones that the bias meets do not change with the input or the kernel, nor does that row of a gradient.
@@ -124,7 +127,7 @@ ad.primitive_transposes[separable_p] = _transpose
 # --- Batching ------------------------------------------------------------------------------------------------
 
 
-def _batch(arrays, dims, *, result, devices, **params):
+def _batch(arrays, dims, *, result, devices, differentiated, **params):
     """A batch of sequences is more batch; for any other, each of the two steps knows what to do."""
     operands = _operands(result)
     batched = {slot: dim for slot, dim in zip(operands, dims, strict=True) if dim is not None}
@@ -134,7 +137,7 @@ def _batch(arrays, dims, *, result, devices, **params):
     ((slot, dim),) = batched.items()
     slots = dict(zip(operands, arrays, strict=True))
     value = jnp.moveaxis(slots[slot], dim, 0)
-    out = contract(slots | {slot: lax.collapse(value, 0, 2)}, **params)
+    out = contract(slots | {slot: lax.collapse(value, 0, 2)}, differentiated=differentiated, **params)
     return out.reshape(*value.shape[:2], *out.shape[1:]), 0
 
 
