@@ -65,7 +65,11 @@ def test_every_contraction_is_the_grouped_convolutions(result, implementation, p
 
 # What sizes or a GPU ask for: rows set apart, pieces of a sequence, sums in place. The thresholds are those of tests.
 FORMS = {
-    "output": [taps.output, taps.flat_output, functools.partial(taps.output, in_place=True)],
+    "output": [
+        functools.partial(form, differentiated=differentiated)
+        for form in (taps.output, taps.flat_output, functools.partial(taps.output, in_place=True))
+        for differentiated in (False, True)
+    ],
     "input": [taps.input_gradient, functools.partial(taps.input_gradient, in_place=True)],
     "kernel": [correlation.kernel_gradient, correlation.plain_sums],
 }
@@ -78,9 +82,10 @@ FORMS = {
     step=st.sampled_from([256, 2048]),
     few=st.sampled_from([1, 9]),
     edged=st.sampled_from([5, 40]),
+    edged_with_gradients=st.sampled_from([0, 4, 40]),
     way=st.sampled_from([2, 1024]),
 )
-def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edged, way):
+def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edged, edged_with_gradients, way):
     geometry, arrays = problem
     a, b = (arrays[slot] for slot in SLOTS if slot != result)
     with pytest.MonkeyPatch.context() as patch:
@@ -88,6 +93,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, step, few, edge
         patch.setattr(taps, "COPIED", 0)
         patch.setattr(taps, "TERMS", 10)
         patch.setattr(taps, "EDGED", edged)
+        patch.setattr(taps, "EDGED_WITH_GRADIENTS", edged_with_gradients)
         patch.setattr(correlation, "WAY", way)
         patch.setattr(correlation, "STEP", step)
         patch.setattr(correlation, "FEW", few)

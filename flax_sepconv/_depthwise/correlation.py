@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import SPARE, TIME, WAY, pad, repeated, rows, rows_read
+from flax_sepconv._depthwise.taps import SPARE, TIME, WAY, is_copied, pad, repeated, rows, rows_read
 
-BLOCK = 8  # outputs in a block of a reduction; times the taps, as much as LLVM will unroll: about 80
+BLOCK = 8  # outputs in a block of a reduction
+MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
 FEW = 9  # taps that one reduction sums
 WIDTH = 16  # taps that one fusion of the loop sums, at most as many as there are outputs in one of its blocks
 
@@ -74,16 +75,20 @@ def plain_sums(x, cotangent, geometry: Geometry) -> jax.Array:
 
 
 def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
-    first, last = geometry.interior
-    last = first + (last - first) // BLOCK * BLOCK
-    if 2 * (last - first) <= geometry.output_length:  # mostly edge: a padded copy costs little
-        whole = -(-geometry.output_length // BLOCK) * BLOCK
-        missing = whole - geometry.output_length
+    outputs, (first, last) = geometry.output_length, geometry.interior
+    if is_copied(
+        geometry.kernel_size, geometry, True
+    ):  # then the depthwise output has a padded copy too, the same
+        block = _block(outputs, BLOCK, MOST // geometry.kernel_size)
+        missing = -outputs % block
         padded = geometry._replace(high=geometry.high + missing * geometry.strides)
-        return _in_blocks(rows_read(x, padded, 0, whole), pad(cotangent, 0, missing), 0, geometry)
+        x, cotangent = rows_read(x, padded, 0, outputs + missing), pad(cotangent, 0, missing)
+        return _in_blocks(x, cotangent, 0, block, geometry)
+    last = first + (last - first) // BLOCK * BLOCK
     start = first * geometry.strides - geometry.low
-    gradient = _in_blocks(x, lax.slice_in_dim(cotangent, first, last, 1, TIME), start, geometry)
-    edges = [(a, b) for a, b in ((0, first), (last, geometry.output_length)) if a < b]
+    middle = lax.slice_in_dim(cotangent, first, last, 1, TIME)
+    gradient = _in_blocks(x, middle, start, BLOCK, geometry)
+    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     if not edges:
         return gradient
     # Both edges side by side, with zeros up to whole blocks.
@@ -96,15 +101,15 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
             ([lax.slice_in_dim(cotangent, a, b, 1, TIME) for a, b in edges], count),
         )
     )
-    return gradient + _in_blocks(some_x, some_g, 0, geometry)
+    return gradient + _in_blocks(some_x, some_g, 0, BLOCK, geometry)
 
 
-def _in_blocks(x, cotangent, start: int, geometry: Geometry) -> jax.Array:
+def _in_blocks(x, cotangent, start: int, block: int, geometry: Geometry) -> jax.Array:
     """For windows inside of `x`, the first at row `start`, as many as fill whole blocks."""
     groups, batch, count, _, channels = cotangent.shape
 
     def blocks(array):
-        return array.reshape(groups, batch, count // BLOCK, BLOCK, channels)
+        return array.reshape(groups, batch, count // block, block, channels)
 
     products = [
         blocks(rows(x, start + t * geometry.dilation, count, geometry.strides)) * blocks(cotangent)
@@ -147,7 +152,7 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     groups, batch, count, _, channels = cotangent.shape
     size, stride = geometry.kernel_size, geometry.strides
     width = -(-size // -(-size // WIDTH))  # taps of one fusion
-    block = _block(count)
+    block = _block(count, LEAST_BLOCK, MOST_BLOCK)
     blocks = -(-count // block)
     block_bytes = groups * block * (stride + 1) * channels * x.dtype.itemsize
     # Two steps at the least: of one, XLA makes no loop, and copies all windows (1.0 against 0.3 ms on 64, 32, 16).
@@ -171,11 +176,15 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     ]
 
     def piece(array, i, start, length, pads):
-        shape = (groups, sequences, length, array.shape[3])
-        return pad(lax.dynamic_slice(array, (0, i // parts * sequences, start, 0), shape), *pads)
+        # Rows and channels are one axis to be sliced, for the same reason as in `pad`.
+        row = array.shape[3]
+        where = (0, lax.div(i, jnp.int32(parts)) * sequences, start * row)
+        shape = (groups, sequences, length * row)
+        flat = lax.dynamic_slice(lax.collapse(array, TIME), where, shape, allow_negative_indices=False)
+        return pad(flat.reshape(groups, sequences, length, row), *pads, flat=False)
 
     def step(i, sums):
-        first = i % parts * at_once * block
+        first = lax.rem(i, jnp.int32(parts)) * (at_once * block)
         x_rows, g_rows = at_once * block * stride + reach, at_once * block
         if parts == 1:  # the zeros are not there yet
             x_rows, g_rows = x.shape[TIME], cotangent.shape[TIME]
@@ -210,9 +219,9 @@ def _add(sums, x, g, first: int, stride: int):
     return sums
 
 
-def _block(count: int) -> int:
-    """Outputs in a block: a divisor of `count` if there is one near, so that no zeros need be added."""
-    return next((n for n in range(LEAST_BLOCK, MOST_BLOCK + 1) if count % n == 0), LEAST_BLOCK)
+def _block(count: int, least: int, most: int) -> int:
+    """Outputs in a block: a divisor of `count` if there is one in the range, so that no zeros need be added."""
+    return next((n for n in range(least, most + 1) if count % n == 0), least)
 
 
 def _divisor(n: int, most: int) -> int:

@@ -79,7 +79,12 @@ _FOURIER_FROM: dict[str | None, dict[str, int]] = {
 
 
 def choose(
-    result: str, geometry: Geometry, precision, platform: str | None, implementation: str | None
+    result: str,
+    geometry: Geometry,
+    precision,
+    platform: str | None,
+    implementation: str | None,
+    differentiated: bool,
 ) -> Callable:
     """The function of two arrays that computes the slot `result`.
 
@@ -89,10 +94,15 @@ def choose(
         precision: for XLA's convolution; the others always work in full precision.
         platform: what is being lowered for, `None` for any but `PLATFORMS`.
         implementation: a name of `NAMES`, or `None` for what `favoured` says.
+        differentiated: whether there may be gradients in the same program, which should not take long to compile.
     """
     name = implementation or favoured(result, geometry, platform)
     functions = _ON_PLATFORM.get((name, platform), _FUNCTIONS[name])
-    options = {"precision": precision} if name == "lax" else {}
+    options = {}
+    if name == "lax":
+        options["precision"] = precision
+    elif (name, result) == ("taps", "output"):
+        options["differentiated"] = differentiated
     return functools.partial(functions[result], geometry=geometry, **options)
 
 

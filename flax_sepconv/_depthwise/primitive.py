@@ -38,16 +38,18 @@ from flax_sepconv._dtypes import wide
 SLOTS = tuple(AXES)
 
 
-def contract(slots: Mapping[str, Any], **params) -> jax.Array:
+def contract(slots: Mapping[str, Any], *, differentiated: bool = False, **params) -> jax.Array:
     """The contraction of two slots' arrays, in the shape of the third slot.
 
     Args:
         slots: two arrays of one dtype, by the names of their slots.
+        differentiated: whether there may be gradients in the same program.
         **params: `geometry`, `precision` and `implementation`.
     """
     (result,) = (slot for slot in SLOTS if slot not in slots)
     arrays = alike([slots[slot] for slot in SLOTS if slot in slots])
-    return depthwise_p.bind(*arrays, result=result, **params | {"devices": asks_for_devices()})
+    params |= {"devices": asks_for_devices(), "differentiated": differentiated}
+    return depthwise_p.bind(*arrays, result=result, **params)
 
 
 depthwise_p = Primitive("depthwise_conv1d")
@@ -101,6 +103,7 @@ def _abstract(a, b, *, result, geometry: Geometry, **_):
 
 
 def _jvp(primals, tangents, *, result, **params):
+    params["differentiated"] = True
     slots = dict(zip(_operands(result), primals, strict=True))
     out = contract(slots, **params)
     terms = [
@@ -169,9 +172,9 @@ batching.primitive_batchers[depthwise_p] = _batch
 
 
 def _lowering(platform: str | None):
-    def compute(a, b, *, result, geometry, precision, implementation, devices):
+    def compute(a, b, *, result, geometry, devices, **params):
         # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
-        function = implementations.choose(result, geometry, precision, platform, implementation)
+        function = implementations.choose(result, geometry, platform=platform, **params)
         return function(a.astype(wide(a.dtype)), b.astype(wide(b.dtype))).astype(a.dtype)
 
     def rule(ctx, *operands, **params):

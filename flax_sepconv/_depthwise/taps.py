@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.geometry import Geometry
@@ -38,6 +37,11 @@ EDGED = 40
 with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128), and
 more sums take longer to compile (0.3 to 0.5 s for that pass with 31)."""
 
+EDGED_WITH_GRADIENTS = 4
+"""The same where there are gradients, with which a program has so many sums that compiling counts: 5 to 15 taps take
+0.17 to 0.21 s to compile for all instead of 0.27 to 0.33, and 0 to 20 % more time to run, 2 % in the mean. But 3 taps
+on 64, 500, 200 to 64 filters take 34 instead of 28 ms."""
+
 FEW = 20
 """Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
 forward), as long for 13, and less for 31 (1.7 to 1.4 s with gradients)."""
@@ -52,7 +56,7 @@ CHAIN = 8
 taps there are, and time is the same; four chains had 1.2 and 1.4 times that error for 64 and 128 taps."""
 
 
-def flat_output(x, kernel, geometry: Geometry) -> jax.Array:
+def flat_output(x, kernel, geometry: Geometry, differentiated: bool = False) -> jax.Array:
     """`output`, computed with `multiplier * channels` channels.
 
     Two axes, of multipliers and of channels, become one in a product that follows. XLA does that within the sums before
@@ -60,36 +64,32 @@ def flat_output(x, kernel, geometry: Geometry) -> jax.Array:
     """
     groups, size, multiplier, channels = kernel.shape
     if multiplier <= 1:  # none, for the kernels of an empty axis
-        return output(x, kernel, geometry)
+        return output(x, kernel, geometry, differentiated)
     if size > EDGED and geometry.strides > 1:
         # Not later, when it is `multiplier` times as large: 3.8 to 2.6 ms on 32, 400, 12 with 60 taps and 4.
         x = rows_read(x, geometry, 0, geometry.output_length)
         geometry = geometry._replace(length=x.shape[TIME], low=0, high=0)
-    y = output(repeated(x, multiplier), kernel.reshape(groups, size, 1, multiplier * channels), geometry)
+    kernel = kernel.reshape(groups, size, 1, multiplier * channels)
+    y = output(repeated(x, multiplier), kernel, geometry, differentiated)
     return y.reshape(*y.shape[:3], multiplier, channels)
 
 
-def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
+def output(x, kernel, geometry: Geometry, differentiated: bool = False, in_place: bool = False) -> jax.Array:
     """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`.
 
     `in_place` reads `x` without a copy, however many taps and multipliers: on a GPU, XLA would make it anew for every
     tap.
     """
-    _, size, multiplier, channels = kernel.shape
+    _, size, multiplier, _ = kernel.shape
 
-    def sums(x, tap, start, count):
-        shape = (*x.shape[:TIME], count, multiplier, channels)
+    def sums(x, kernel, start, count):
+        x = lax.broadcast_in_dim(x, (*x.shape[:3], multiplier, x.shape[3]), (0, 1, 2, 4))
         return _sum(
-            lax.mul(
-                lax.broadcast_in_dim(
-                    rows(x, start + t * geometry.dilation, count, geometry.strides), shape, (0, 1, 2, 4)
-                ),
-                lax.broadcast_in_dim(tap(t), shape, (0, 3, 4)),
-            )
+            _product(rows(x, start + t * geometry.dilation, count, geometry.strides), kernel, t)
             for t in range(size)
         )
 
-    return _by_pieces(x, kernel, geometry, in_place, sums)
+    return _by_pieces(x, kernel, geometry, differentiated, in_place, sums)
 
 
 def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
@@ -106,80 +106,96 @@ def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False
         shape = (groups, cotangent.shape[1], geometry.length, channels)
         return lax.fori_loop(0, multiplier, add, lax.full_like(cotangent, 0, shape=shape))
     if geometry.strides > 1:
-        return _strided_input_gradient(kernel, cotangent, geometry)
+        return _strided_input_gradient(kernel, cotangent, geometry, in_place)
     reach = geometry.span - 1
     back = geometry._replace(
         length=geometry.output_length, low=reach - geometry.low, high=reach - geometry.high
     )
 
-    def sums(g, tap, start, count):
+    def sums(g, kernel, start, count):
         return _sum(
-            _product(rows(g, start + reach - t * geometry.dilation, count, 1), tap(t), m)
+            _product(rows(g, start + reach - t * geometry.dilation, count, 1, m), kernel, t, m)
             for t in reversed(range(size))
             for m in range(multiplier)
         )
 
-    return _by_pieces(cotangent, kernel, back, in_place, sums)
+    return lax.squeeze(_by_pieces(cotangent, kernel, back, True, in_place, sums), (3,))
 
 
-def _product(cotangent, tap, m: int):
-    """`(G, N, O, M, C)` and `(G, M, C)` to `(G, N, O, C)`, of one multiplier."""
-    cotangent = lax.index_in_dim(cotangent, m, 3, keepdims=False)
-    tap = lax.index_in_dim(tap, m, 1, keepdims=False)
-    return lax.mul(cotangent, lax.broadcast_in_dim(tap, cotangent.shape, (0, 3)))
-
-
-def _strided_input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
+def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool) -> jax.Array:
     """Row `i` of the input meets output `o` at tap `t` where `i + low = o * strides + t * dilation`.
 
     The rows `q * strides + phase` of one phase meet the same taps, each at an output `q + offset`.
     """
     stride, count = geometry.strides, -(-geometry.length // geometry.strides)
     groups, batch, _, multiplier, channels = cotangent.shape
-    tap = _taps(kernel)
     meets: list[list[tuple[int, int]]] = [[] for _ in range(stride)]  # taps and offsets of each phase
     for t in range(geometry.kernel_size):
         steps, phase = divmod(t * geometry.dilation - geometry.low, stride)
         meets[phase].append((t, -steps))
     offsets = [offset for phase in meets for _, offset in phase]
-    before = max(-min(offsets), 0)
-    g = pad(cotangent, before, max(max(offsets) + count - geometry.output_length, 0))
+    before, after = max(-min(offsets), 0), max(max(offsets) + count - geometry.output_length, 0)
+    g = pad(cotangent, before, after, flat=not in_place)
     phases = [
         _sum(
-            _product(rows(g, offset + before, count, 1), tap(t), m)
+            _product(rows(g, offset + before, count, 1, m), kernel, t, m)
             for t, offset in phase
             for m in range(multiplier)
         )
         if phase
-        else jnp.zeros((groups, batch, count, channels), cotangent.dtype)
+        else lax.full_like(cotangent, 0, shape=(groups, batch, count, 1, channels))
         for phase in meets
     ]
-    gradient = jnp.stack(phases, TIME + 1).reshape(groups, batch, count * stride, channels)
-    return gradient[:, :, : geometry.length]
+    gradient = lax.concatenate(phases, TIME + 1).reshape(groups, batch, count * stride, channels)
+    return lax.slice_in_dim(gradient, 0, geometry.length, 1, TIME)
 
 
-def rows(x, start: int, count: int, stride: int) -> jax.Array:
-    """`count` rows in steps of `stride`."""
-    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, TIME)
+def _product(x, kernel, t: int, m: int | None = None) -> jax.Array:
+    """`(G, N, O, M, C)` times one tap of `(G, K, M, C)`, or times that of one multiplier."""
+    start, stop = [0, t, 0, 0], [*kernel.shape]
+    stop[1] = t + 1
+    if m is not None:
+        start[2], stop[2] = m, m + 1
+    return lax.mul(x, lax.broadcast_in_dim(lax.slice(kernel, start, stop), x.shape, (0, 2, 3, 4)))
 
 
-def rows_read(x, geometry: Geometry, first: int, last: int, lanes: int = 0):
-    """The rows that outputs `first` to `last - 1` read, zeros where they read outside of `x`; `lanes` more channels."""
+def rows(x, start: int, count: int, stride: int, m: int | None = None) -> jax.Array:
+    """`count` rows in steps of `stride`, of one multiplier if `m` is given."""
+    starts, stops, strides = [0] * x.ndim, [*x.shape], [1] * x.ndim
+    starts[TIME], stops[TIME], strides[TIME] = start, start + max((count - 1) * stride + 1, 0), stride
+    if m is not None:
+        starts[TIME + 1], stops[TIME + 1] = m, m + 1
+    return lax.slice(x, starts, stops, strides if stride > 1 else None)
+
+
+def rows_read(x, geometry: Geometry, first: int, last: int, lanes: int = 0, flat: bool = True):
+    """The rows that outputs `first` to `last - 1` read, zeros where they read outside of `x`; else as for `pad`."""
     start = first * geometry.strides - geometry.low
     stop = (last - 1) * geometry.strides - geometry.low + geometry.span
     low, high = min(max(start, 0), geometry.length), min(max(stop, 0), geometry.length)
     inside = lax.slice_in_dim(x, low, max(low, high), 1, TIME)
     before, after = max(-start, 0), max(stop - geometry.length, 0)
-    return pad(inside, min(before, stop - start), min(after, stop - start), lanes)
+    return pad(inside, min(before, stop - start), min(after, stop - start), lanes, flat)
 
 
-def pad(x, before: int, after: int, lanes: int = 0) -> jax.Array:
-    """Zeros around the rows and, if asked for, behind the channels."""
+def pad(x, before: int, after: int, lanes: int = 0, flat: bool = True) -> jax.Array:
+    """Zeros around the rows and, if asked for, `lanes` of them behind the channels.
+
+    `flat` takes rows and all that is behind them as one axis, over which XLA's CPU backend makes one long loop: 0.28 to
+    0.12 ms on 16000, 64, and half the time to compile, because LLVM unrolls a loop over 64 channels.
+    """
     if before == after == lanes == 0:
         return x
+    zero = lax.full_like(x, 0, shape=())
+    if flat and lanes == 0:
+        *outer, length = x.shape[: TIME + 1]
+        inner = x.shape[TIME + 1 :]
+        row = math.prod(inner)
+        padded = lax.pad(lax.collapse(x, TIME), zero, [(0, 0, 0)] * TIME + [(before * row, after * row, 0)])
+        return padded.reshape(*outer, before + length + after, *inner)
     config = [(0, 0, 0)] * x.ndim
     config[TIME], config[-1] = (before, after, 0), (0, lanes, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
+    return lax.pad(x, zero, config)
 
 
 def repeated(x, multiplier: int) -> jax.Array:
@@ -187,30 +203,39 @@ def repeated(x, multiplier: int) -> jax.Array:
     return lax.concatenate([x] * multiplier, x.ndim - 1)
 
 
-def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) -> jax.Array:
-    """`sums(x, tap, start, count)` for all outputs; `tap(t)` is the kernel at one tap, `(G, M, C)`."""
+def is_copied(taps: int, geometry: Geometry, differentiated: bool) -> bool:
+    """Whether sums of so many products are taken over a padded copy, not in place and with sums for the edges."""
+    outputs, (first, last) = geometry.output_length, geometry.interior
+    if (first, last) == (0, outputs):
+        return False
+    mostly_edge = 2 * (last - first) <= outputs  # it costs little then
+    return mostly_edge or taps > (EDGED_WITH_GRADIENTS if differentiated else EDGED)
+
+
+def _by_pieces(
+    x, kernel, geometry: Geometry, differentiated: bool, in_place: bool, sums: Callable
+) -> jax.Array:
+    """`sums(x, kernel, start, count)` for all outputs."""
     _, size, multiplier, channels = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
-    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
-    mostly_edge = 2 * (last - first) <= outputs  # a padded copy costs little then
-    copied = bool(edges) and (mostly_edge or (size * multiplier > EDGED and not in_place))
+    copied = is_copied(0 if in_place else size * multiplier, geometry, differentiated)
     if not in_place and _crowded(size, multiplier, channels, geometry.dilation, copied):
         # The barrier, because XLA sees through a slice of zeros around an array and reads the array itself.
         wider = lax.optimization_barrier(
             (rows_read(x, geometry, 0, outputs, SPARE), pad(kernel, 0, 0, SPARE))
         )
-        x, kernel = (lax.slice_in_dim(array, 0, channels, 1, array.ndim - 1) for array in wider)
-        return sums(x, _taps(kernel), 0, outputs)
-    tap = _taps(kernel)
+        return lax.slice_in_dim(sums(*wider, 0, outputs), 0, channels, 1, -1)
     if copied:
-        return sums(rows_read(x, geometry, 0, outputs), tap, 0, outputs)
-    middle = sums(x, tap, first * geometry.strides - geometry.low, last - first)
+        return sums(rows_read(x, geometry, 0, outputs, flat=not in_place), kernel, 0, outputs)
+    middle = sums(x, kernel, first * geometry.strides - geometry.low, last - first)
+    edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     if not edges:
         return middle
     if in_place or size * multiplier <= FEW:
-        ends = [sums(rows_read(x, geometry, a, b), tap, 0, b - a) for a, b in edges]
+        pieces = [rows_read(x, geometry, a, b, flat=not in_place) for a, b in edges]
+        ends = [sums(piece, kernel, 0, b - a) for piece, (a, b) in zip(pieces, edges, strict=True)]
     else:
-        ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, tap, 0, count))
+        ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, kernel, 0, count))
     before = 1 if first > 0 else 0
     return lax.concatenate([*ends[:before], middle, *ends[before:]], TIME)
 
@@ -235,10 +260,6 @@ def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Calla
         lax.slice_in_dim(total, start, start + last - first, 1, TIME)
         for start, (first, last) in zip(starts, edges, strict=True)
     ]
-
-
-def _taps(kernel) -> Callable[[int], jax.Array]:
-    return lambda t: lax.index_in_dim(kernel, t, 1, keepdims=False)
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:

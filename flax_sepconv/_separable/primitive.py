@@ -132,7 +132,8 @@ def _batch(arrays, dims, *, result, devices, differentiated, **params):
     operands = _operands(result)
     batched = {slot: dim for slot, dim in zip(operands, dims, strict=True) if dim is not None}
     if {*batched, result} != {"input", "output"}:
-        one = jax.checkpoint(functools.partial(steps.apart, result=result, **params))
+        one = functools.partial(steps.apart, result=result, differentiated=differentiated, **params)
+        one = jax.checkpoint(one)
         return jax.vmap(one, dims)(*arrays), 0
     ((slot, dim),) = batched.items()
     slots = dict(zip(operands, arrays, strict=True))

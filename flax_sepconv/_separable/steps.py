@@ -31,11 +31,12 @@ to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 2
 512 to 512."""
 
 
-def apart(*arrays, result: str, geometry: Geometry, precision, implementation: str | None, bias: bool):
+def apart(*arrays, result: str, precision, bias: bool, **params):
     """One step after the other, as `_separable.primitive.contract` says."""
+    params["precision"] = precision
     x, kernel, pointwise, y = _by_slot(result, arrays)
     if result in ("output", "pointwise"):
-        h = _depthwise_output(x, kernel, geometry, precision, implementation)
+        h = _depthwise_output(x, kernel, **params)
         if result == "pointwise":
             gradient = _over_rows(h, y, precision)
             return jnp.concatenate([gradient, y.sum((0, 1)).astype(x.dtype)[None]]) if bias else gradient
@@ -48,10 +49,10 @@ def apart(*arrays, result: str, geometry: Geometry, precision, implementation: s
     h = lax.dot_general(
         y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
     )
-    return _depthwise_gradient(x, kernel, h, geometry, precision, implementation)
+    return _depthwise_gradient(x, kernel, h, **params)
 
 
-def recomputing(*arrays, result: str, differentiated: bool, **params):
+def recomputing(*arrays, result: str, **params):
     """`apart`, but the pointwise kernel's gradient computes the depthwise output again.
 
     Without a barrier XLA keeps that of the forward pass, as large as the input, until the backward pass comes to it.
@@ -80,22 +81,23 @@ def joined(
       memory is as for plain autodiff then, and time a tenth less.
     - With several multipliers, what is not `differentiated` need not be shared, and has a product of its own.
     """
-    arguments = {"geometry": geometry, "precision": precision, "implementation": implementation}
+    differentiated = differentiated or result != "output"
+    params = {"geometry": geometry, "precision": precision, "implementation": implementation}
+    params["differentiated"] = differentiated
     x, kernel, pointwise, y = _by_slot(result, arrays)
     narrow = jnp.finfo(arrays[0].dtype).bits < 32
     if narrow or export.is_symbolic_dim(geometry.length):
-        return apart(*arrays, result=result, bias=bias, **arguments)
+        return apart(*arrays, result=result, bias=bias, **params)
     channels = (kernel if x is None else x).shape[-1]
     multiplier = kernel.shape[1] if kernel is not None else pointwise.shape[0] // channels
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
-        return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **arguments)
-    unshared = result == "output" and not differentiated
+        return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **params)
     by_taps = (implementation or implementations.favoured("output", geometry, "cpu")) == "taps"
-    if unshared and by_taps and multiplier > 1 and channels >= BROAD:
+    if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
-    h = _depthwise_output(x, kernel, **arguments)
+    h = _depthwise_output(x, kernel, **params)
     h = _with_ones(h) if bias else h
     return _to_output(h, pointwise, precision) if result == "output" else _to_pointwise(h, y, precision)
 
@@ -106,19 +108,17 @@ def _by_slot(result: str, arrays) -> list[Any]:
     return [None if slot == result else next(given) for slot in SLOTS]
 
 
-def _depthwise_output(x, kernel, geometry, precision, implementation) -> jax.Array:
+def _depthwise_output(x, kernel, **params) -> jax.Array:
     """`(N, L, C)` and `(K, M, C)` to `(N, O, M * C)`."""
-    slots = {"input": x[None], "kernel": kernel[None]}
-    h = contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
-    return lax.collapse(h, 2)
+    y = contract({"input": lax.expand_dims(x, (0,)), "kernel": lax.expand_dims(kernel, (0,))}, **params)
+    return lax.collapse(lax.squeeze(y, (0,)), 2)
 
 
-def _depthwise_gradient(x, kernel, h, geometry, precision, implementation) -> jax.Array:
+def _depthwise_gradient(x, kernel, h, **params) -> jax.Array:
     """The slot of `x` and `kernel` that is `None`, from the other and the gradient `(N, O, M * C)`."""
     slot, given = ("kernel", kernel) if x is None else ("input", x)
     h = h.reshape(1, *h.shape[:2], h.shape[2] // given.shape[-1], given.shape[-1])
-    slots = {slot: given[None], "output": h}
-    return contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
+    return lax.squeeze(contract({slot: lax.expand_dims(given, (0,)), "output": h}, **params), (0,))
 
 
 def _with_ones(h) -> jax.Array:
@@ -128,8 +128,10 @@ def _with_ones(h) -> jax.Array:
 
 def _product(h, pointwise, precision, layout: str = "WIO") -> jax.Array:
     """`(N, O, R)` and `(R, F)` to `(N, O, F)`; or `(N, O, F)` to `(N, O, R)` with the layout `"WOI"`."""
+    weights = lax.expand_dims(pointwise, (0,))
+    dimensions = ("NWC", layout, "NWC")
     return lax.conv_general_dilated(
-        h, pointwise[None], (1,), "VALID", dimension_numbers=("NWC", layout, "NWC"), precision=precision
+        h, weights, (1,), "VALID", dimension_numbers=dimensions, precision=precision
     )
 
 
