@@ -175,23 +175,25 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
         for first in range(0, size, width)
     ]
 
-    def piece(array, i, start, length, pads):
-        # Rows and channels are one axis to be sliced, for the same reason as in `pad`.
+    def piece(array, n, start, length, pads):
+        # Rows and channels are one axis to be sliced, for the same reason as in `pad`; but in a pad of what is sliced
+        # they are not, which would not vectorize: 1.6 to 2.9 ms on 128, 128, 128 with 13 taps.
         row = array.shape[3]
-        where = (0, lax.div(i, jnp.int32(parts)) * sequences, start * row)
+        where = (0, n * sequences, start * row)
         shape = (groups, sequences, length * row)
         flat = lax.dynamic_slice(lax.collapse(array, TIME), where, shape, allow_negative_indices=False)
         return pad(flat.reshape(groups, sequences, length, row), *pads, flat=False)
 
     def step(i, sums):
-        first = lax.rem(i, jnp.int32(parts)) * (at_once * block)
+        n, part = (i, 0) if parts == 1 else _divided(i, parts)
+        first = part * at_once * block
         x_rows, g_rows = at_once * block * stride + reach, at_once * block
         if parts == 1:  # the zeros are not there yet
             x_rows, g_rows = x.shape[TIME], cotangent.shape[TIME]
         # Else XLA sees through the zeros, and slices, within every sum, the windows that meet none: 1.2 against 4.5 ms
         # for 20 taps 2 apart on 16, 500, 64.
-        some_x = lax.optimization_barrier(piece(x, i, first * stride, x_rows, x_pads))
-        some_g = piece(cotangent, i, first, g_rows, g_pads)
+        some_x = lax.optimization_barrier(piece(x, n, first * stride, x_rows, x_pads))
+        some_g = piece(cotangent, n, first, g_rows, g_pads)
         some_g = some_g.reshape(groups, sequences, at_once, block, 1, channels + lanes)
         return [_add(each, some_x, some_g, width * n, stride) for n, each in enumerate(sums)]
 
@@ -199,6 +201,12 @@ def _by_loop(x, cotangent, geometry: Geometry) -> jax.Array:
     sums = lax.fori_loop(0, batch // sequences * parts, step, zeros)
     gradient = lax.concatenate([each.sum((1, 2)) for each in sums], 1)
     return lax.slice_in_dim(gradient, 0, channels, 1, 3)
+
+
+def _divided(i, n: int):
+    """Quotient and remainder of a small integer, without a division: XLA would make a kernel for that alone."""
+    quotient = lax.convert_element_type((lax.convert_element_type(i, jnp.float32) + 0.5) * (1 / n), i.dtype)
+    return quotient, i - quotient * n
 
 
 def _add(sums, x, g, first: int, stride: int):
