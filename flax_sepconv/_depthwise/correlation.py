@@ -76,9 +76,8 @@ def plain_sums(x, cotangent, geometry: Geometry) -> jax.Array:
 
 def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
     outputs, (first, last) = geometry.output_length, geometry.interior
-    if is_copied(
-        geometry.kernel_size, geometry, True
-    ):  # then the depthwise output has a padded copy too, the same
+    if is_copied(geometry.kernel_size, geometry, differentiated=True):
+        # The depthwise output then reads a padded copy too: the same, if there are whole blocks.
         block = _block(outputs, BLOCK, MOST // geometry.kernel_size)
         missing = -outputs % block
         padded = geometry._replace(high=geometry.high + missing * geometry.strides)
