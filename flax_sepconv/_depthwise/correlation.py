@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
+from flax_sepconv._depthwise.blocks import WAY
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import SPARE, TIME, WAY, is_copied, pad, repeated, rows, rows_read
+from flax_sepconv._depthwise.taps import TIME, is_copied, pad, repeated, rows, rows_read
 
 BLOCK = 8  # outputs in a block of a reduction
 MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
@@ -33,6 +34,8 @@ then vectorizes nothing: 34 against 9 ms for 15 and for 16 outputs on 32, 300, 2
 MOST_BLOCK = 20
 """Up to how many it may be to make whole blocks: 16 outputs and 4 rows of zeros take 8.8 ms there, 20 outputs 9.3, but
 25 take 14.3."""
+
+SPARE = 8  # lanes that set rows apart which would share sets of the cache
 
 STEP = 1 << 20  # bytes that one step of the loop reads; a quarter or four times as many were slower
 

@@ -2,7 +2,7 @@
 
 | implementation | output and input's gradient | kernel's gradient |
 | --- | --- | --- |
-| `"taps"` | sums of shifted products | sums over blocks, on a GPU plain ones |
+| `"taps"` | sums of shifted products (on a CPU `taps` or `blocks`) | `correlation`, on a GPU plain sums |
 | `"fourier"` | transforms along time | transforms along time |
 | `"lax"` | XLA's grouped convolution | XLA's grouped convolution |
 
@@ -12,9 +12,10 @@ The last is for where nothing was measured. A config that names it gets `_depthw
 import functools
 from collections.abc import Callable
 
+import jax
 from jax import export
 
-from flax_sepconv._depthwise import correlation, fourier, grouped, taps
+from flax_sepconv._depthwise import blocks, correlation, fourier, grouped, taps
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import AXES, by_parts
 
@@ -49,6 +50,19 @@ GPU = ("cuda", "rocm")
 PLATFORMS = ("cpu", *GPU)
 """What is told apart here."""
 
+
+def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool) -> jax.Array:
+    if blocks.pay("output", geometry, kernel.shape[2] * kernel.shape[3]):
+        return _by_parts(blocks.output, "output")(x, kernel, geometry=geometry)
+    return taps.flat_output(x, kernel, geometry, differentiated)
+
+
+def _input_gradient_on_cpu(kernel, cotangent, geometry: Geometry) -> jax.Array:
+    if blocks.pay("input", geometry, kernel.shape[2] * kernel.shape[3]):
+        return _by_parts(blocks.input_gradient, "input")(kernel, cotangent, geometry=geometry)
+    return taps.input_gradient(kernel, cotangent, geometry)
+
+
 # The same as a platform likes it.
 _TAPS_ON_GPU: dict[str, Callable] = {
     "output": functools.partial(taps.output, in_place=True),
@@ -57,6 +71,11 @@ _TAPS_ON_GPU: dict[str, Callable] = {
 }
 _ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
     **{("taps", gpu): _TAPS_ON_GPU for gpu in GPU},
+    ("taps", "cpu"): {
+        "output": _output_on_cpu,
+        "input": _input_gradient_on_cpu,
+        "kernel": _FUNCTIONS["taps"]["kernel"],
+    },
     ("fourier", "cpu"): {
         "output": _by_parts(fourier.in_double(fourier.output), "output"),
         "input": _by_parts(fourier.in_double(fourier.input_gradient), "input"),
@@ -65,22 +84,28 @@ _ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
 }
 
 # From how many taps on a Fourier transform is faster: for the output and the input's gradient, and for the kernel's.
-# CPU (two cores of an AMD EPYC, jax 0.10): 119 taps 5.2 ms against 7.5 by transforms on 7, 1000, 80, but 125, whose sum
-# XLA does not vectorize, 28 against 9.7, for the output; for the kernel's gradient 51 taps 10 against 14 on 4, 800, 512
-# and 75 taps 11.6 against 13.6, but 0.7 s to compile against 0.2. Strides make sums of fewer products and transforms of
-# as many: 99 taps and strides of 4 20 against 45 on 23, 400, 512, 127 and 2 4.3 against 6.6 on 16, 1000, 64.
+# CPU (two cores of an AMD EPYC, jax 0.10), where those for the output are in float64: blocks of channels take 6.2 ms
+# against 10.3 by transforms for 257 taps on 8, 2048, 64, 7.5 against 8.8 for 400, 8.6 against 11.5 for 500 on 4, 800,
+# 256, 1.5 against 1.5 on 4, 600, 64; with fewer channels than a block has lanes, 0.45 against 0.14 for 120 on 8, 1000,
+# 1. Strides make sums of fewer products and transforms of as many (500 taps and strides of 4: 4.4 against 11). The
+# kernel's gradient: 51 taps 10 against 14 ms on 4, 800, 512 and 75 taps 11.6 against 13.6, but 0.7 s to compile against
+# 0.2; 99 taps and strides of 4 20 against 45 on 23, 400, 512.
 # GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
 # 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
 # as the better one there (bench/README.md), and on other devices nothing was measured.
 _FOURIER_FROM: dict[str | None, dict[str, int]] = {
-    "cpu": {"output": 120, "input": 120, "kernel": 64},
+    "cpu": {"output": 400, "input": 400, "kernel": 64},
     **{gpu: {"output": 80, "input": 80, "kernel": 20} for gpu in GPU},
 }
+
+_FOURIER_FROM_WITHOUT_BLOCKS = 120
+"""The same on a CPU without blocks of channels: XLA vectorizes no sum of 125 products (28 ms against 9.7)."""
 
 
 def choose(
     result: str,
     geometry: Geometry,
+    channels: int,
     precision,
     platform: str | None,
     implementation: str | None,
@@ -91,12 +116,13 @@ def choose(
     Args:
         result: `"output"`, `"input"` or `"kernel"`.
         geometry: the step's static numbers.
+        channels: those of the output, times multipliers.
         precision: for XLA's convolution; the others always work in full precision.
         platform: what is being lowered for, `None` for any but `PLATFORMS`.
         implementation: a name of `NAMES`, or `None` for what `favoured` says.
         differentiated: whether there may be gradients in the same program, which should not take long to compile.
     """
-    name = implementation or favoured(result, geometry, platform)
+    name = implementation or favoured(result, geometry, channels, platform)
     functions = _ON_PLATFORM.get((name, platform), _FUNCTIONS[name])
     options = {}
     if name == "lax":
@@ -106,13 +132,15 @@ def choose(
     return functools.partial(functions[result], geometry=geometry, **options)
 
 
-def favoured(result: str, geometry: Geometry, platform: str | None) -> str:
+def favoured(result: str, geometry: Geometry, channels: int, platform: str | None) -> str:
     """The one of `NAMES` that measurement favours, and XLA's own, which is known to be safe, where none was done."""
     measured = _FOURIER_FROM.get(platform)
     # A length that is symbolic, under jax.export, is nothing that the others could loop over or transform.
     if measured is None or export.is_symbolic_dim(geometry.length):
         return "lax"
     fourier_from = measured[result]
-    if (result, platform) == ("kernel", "cpu"):
-        fourier_from = min(fourier_from * geometry.strides, measured["output"])
+    if platform == "cpu":
+        fourier_from *= 1 if result == "input" else geometry.strides
+        if result == "kernel" or not blocks.may_take(result, geometry, channels):
+            fourier_from = min(fourier_from, _FOURIER_FROM_WITHOUT_BLOCKS)
     return "taps" if geometry.kernel_size < fourier_from else "fourier"

@@ -174,7 +174,10 @@ batching.primitive_batchers[depthwise_p] = _batch
 def _lowering(platform: str | None):
     def compute(a, b, *, result, geometry, devices, **params):
         # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
-        function = implementations.choose(result, geometry, platform=platform, **params)
+        *_, multiplier, channels = (a if result == "input" else b).shape  # the kernel's, or the output's
+        function = implementations.choose(
+            result, geometry, multiplier * channels, platform=platform, **params
+        )
         return function(a.astype(wide(a.dtype)), b.astype(wide(b.dtype))).astype(a.dtype)
 
     def rule(ctx, *operands, **params):

@@ -19,19 +19,6 @@ from flax_sepconv._depthwise.geometry import Geometry
 
 TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
 
-WAY = 1024
-"""Floats in a way of a CPU's first cache. Rows that many apart, or half or a quarter as many, fight for its sets."""
-
-CROWDED = 8 * WAY
-"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
-
-SPARE = 8
-"""Lanes that set such rows apart: 13.8 to 7.0 ms on 4, 800, 512 with 51 taps, 6.7 to 4.3 on 8, 400, 512 with 32, and
-4.4 to 2.8 for a whole forward pass on 4, 800, 128 with 31 taps 8 apart."""
-
-COPIED = 16
-"""Taps up to which that does not pay for the copy it needs: 13.5 to 19.1 ms forward on 4, 800, 1024 with 8."""
-
 EDGED = 40
 """Taps, times multipliers, up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
 with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128), and
@@ -84,7 +71,7 @@ def output(x, kernel, geometry: Geometry, differentiated: bool = False, in_place
 
     def sums(x, kernel, start, count):
         x = lax.broadcast_in_dim(x, (*x.shape[:3], multiplier, x.shape[3]), (0, 1, 2, 4))
-        return _sum(
+        return summed(
             _product(rows(x, start + t * geometry.dilation, count, geometry.strides), kernel, t)
             for t in range(size)
         )
@@ -94,32 +81,43 @@ def output(x, kernel, geometry: Geometry, differentiated: bool = False, in_place
 
 def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`; `in_place` as for `output`."""
-    groups, size, multiplier, channels = kernel.shape
+    _, size, multiplier, _ = kernel.shape
     if multiplier > 1 and -(-size // geometry.strides) * multiplier > TERMS and not in_place:
-
-        def add(m, total):
-            kernel_m, cotangent_m = (
-                lax.dynamic_slice_in_dim(array, m, 1, array.ndim - 2) for array in (kernel, cotangent)
-            )
-            return total + input_gradient(kernel_m, cotangent_m, geometry)
-
-        shape = (groups, cotangent.shape[1], geometry.length, channels)
-        return lax.fori_loop(0, multiplier, add, lax.full_like(cotangent, 0, shape=shape))
+        return each_multiplier(input_gradient, kernel, cotangent, geometry)
     if geometry.strides > 1:
         return _strided_input_gradient(kernel, cotangent, geometry, in_place)
     reach = geometry.span - 1
-    back = geometry._replace(
-        length=geometry.output_length, low=reach - geometry.low, high=reach - geometry.high
-    )
 
     def sums(g, kernel, start, count):
-        return _sum(
+        return summed(
             _product(rows(g, start + reach - t * geometry.dilation, count, 1, m), kernel, t, m)
             for t in reversed(range(size))
             for m in range(multiplier)
         )
 
-    return lax.squeeze(_by_pieces(cotangent, kernel, back, True, in_place, sums), (3,))
+    return lax.squeeze(_by_pieces(cotangent, kernel, backwards(geometry), True, in_place, sums), (3,))
+
+
+def backwards(geometry: Geometry) -> Geometry:
+    """How the input's gradient correlates the cotangent with the reversed kernel, at stride 1."""
+    reach = geometry.span - 1
+    return geometry._replace(
+        length=geometry.output_length, low=reach - geometry.low, high=reach - geometry.high
+    )
+
+
+def each_multiplier(gradient: Callable, kernel, cotangent, geometry: Geometry) -> jax.Array:
+    """The input's `gradient(kernel, cotangent, geometry)` as a loop over the multipliers."""
+    groups, _, multiplier, channels = kernel.shape
+
+    def add(m, total):
+        kernel_m, cotangent_m = (
+            lax.dynamic_slice_in_dim(array, m, 1, array.ndim - 2) for array in (kernel, cotangent)
+        )
+        return total + gradient(kernel_m, cotangent_m, geometry)
+
+    shape = (groups, cotangent.shape[1], geometry.length, channels)
+    return lax.fori_loop(0, multiplier, add, lax.full_like(cotangent, 0, shape=shape))
 
 
 def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool) -> jax.Array:
@@ -137,7 +135,7 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     before, after = max(-min(offsets), 0), max(max(offsets) + count - geometry.output_length, 0)
     g = pad(cotangent, before, after, flat=not in_place)
     phases = [
-        _sum(
+        summed(
             _product(rows(g, offset + before, count, 1, m), kernel, t, m)
             for t, offset in phase
             for m in range(multiplier)
@@ -168,14 +166,14 @@ def rows(x, start: int, count: int, stride: int, m: int | None = None) -> jax.Ar
     return lax.slice(x, starts, stops, strides if stride > 1 else None)
 
 
-def rows_read(x, geometry: Geometry, first: int, last: int, lanes: int = 0, flat: bool = True):
-    """The rows that outputs `first` to `last - 1` read, zeros where they read outside of `x`; else as for `pad`."""
+def rows_read(x, geometry: Geometry, first: int, last: int, flat: bool = True) -> jax.Array:
+    """The rows that outputs `first` to `last - 1` read, zeros where they read outside of `x`; `flat` as for `pad`."""
     start = first * geometry.strides - geometry.low
     stop = (last - 1) * geometry.strides - geometry.low + geometry.span
     low, high = min(max(start, 0), geometry.length), min(max(stop, 0), geometry.length)
     inside = lax.slice_in_dim(x, low, max(low, high), 1, TIME)
     before, after = max(-start, 0), max(stop - geometry.length, 0)
-    return pad(inside, min(before, stop - start), min(after, stop - start), lanes, flat)
+    return pad(inside, min(before, stop - start), min(after, stop - start), flat=flat)
 
 
 def pad(x, before: int, after: int, lanes: int = 0, flat: bool = True) -> jax.Array:
@@ -216,15 +214,9 @@ def _by_pieces(
     x, kernel, geometry: Geometry, differentiated: bool, in_place: bool, sums: Callable
 ) -> jax.Array:
     """`sums(x, kernel, start, count)` for all outputs."""
-    _, size, multiplier, channels = kernel.shape
+    _, size, multiplier, _ = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
     copied = is_copied(0 if in_place else size * multiplier, geometry, differentiated)
-    if not in_place and _crowded(size, multiplier, channels, geometry.dilation, copied):
-        # The barrier, because XLA sees through a slice of zeros around an array and reads the array itself.
-        wider = lax.optimization_barrier(
-            (rows_read(x, geometry, 0, outputs, SPARE), pad(kernel, 0, 0, SPARE))
-        )
-        return lax.slice_in_dim(sums(*wider, 0, outputs), 0, channels, 1, -1)
     if copied:
         return sums(rows_read(x, geometry, 0, outputs, flat=not in_place), kernel, 0, outputs)
     middle = sums(x, kernel, first * geometry.strides - geometry.low, last - first)
@@ -238,13 +230,6 @@ def _by_pieces(
         ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, kernel, 0, count))
     before = 1 if first > 0 else 0
     return lax.concatenate([*ends[:before], middle, *ends[before:]], TIME)
-
-
-def _crowded(size: int, multiplier: int, channels: int, dilation: int, copied: bool) -> bool:
-    """Whether spare lanes pay: a little does where `x` is copied in any case, else it must pay for the copy as well."""
-    # How far apart, in that sense.
-    taps, rows = math.gcd(multiplier * channels, WAY), math.gcd(dilation * channels, WAY)
-    return (copied and size * channels >= CROWDED) or (size > COPIED and size * (taps + rows) // 2 >= CROWDED)
 
 
 def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Callable) -> list[jax.Array]:
@@ -262,7 +247,7 @@ def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Calla
     ]
 
 
-def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+def summed(terms: Iterable[jax.Array]) -> jax.Array:
     """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
     terms = list(terms)
     count = max((len(terms) + CHAIN // 2) // CHAIN, 1)

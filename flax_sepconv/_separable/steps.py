@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from flax_sepconv._depthwise import Geometry, contract, implementations, taps
+from flax_sepconv._depthwise import Geometry, blocks, contract, taps
 from flax_sepconv._depthwise.partitioning import by_parts
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
@@ -94,7 +94,7 @@ def joined(
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **params)
-    by_taps = (implementation or implementations.favoured("output", geometry, "cpu")) == "taps"
+    by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, **params)

@@ -1,0 +1,172 @@
+"""The sums of `taps` over blocks of channels, for many taps on CPUs.
+
+A block is as many channels as a vector has lanes, with all its rows side by side. What XLA's CPU backend makes of the
+sums then keeps the taps of a block in registers and in the first cache while it goes along a sequence, where with rows
+of all channels it reads every tap anew for every row: 33 taps on 8, 800, 256 at 120 instead of 36 GFLOP/s. Each way
+between the layouts is a pass.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from flax_sepconv._depthwise.geometry import Geometry
+from flax_sepconv._depthwise.taps import TERMS, backwards, each_multiplier, repeated, summed
+
+LANES = 8
+
+WAY = 1024
+"""Floats in a way of a CPU's first cache. Rows that many apart, or half or a quarter as many, fight for its sets."""
+
+SOME = 20
+"""Taps from which the two passes pay, if the taps of all channels are more than `NEAR`."""
+
+NEAR = 5 * WAY
+"""Floats that stay in the first cache together with what they meet."""
+
+CROWDED = 12 * WAY
+"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
+
+PIECE = 48
+"""Taps of one step of the loop for more than `TERMS`. Steps of 96 are slower (3.9 to 6.0 ms for 129 taps on 8, 2048,
+64), and no loop takes longer to compile (0.4 to 0.9 s of CPU for 257 taps)."""
+
+
+def may_take(result: str, geometry: Geometry, channels: int) -> bool:
+    """Whether there is a form for the slot `result`, and a vector is filled by so many channels times multipliers."""
+    return channels >= LANES and (result == "output" or geometry.strides == 1)
+
+
+def pay(result: str, geometry: Geometry, channels: int) -> bool:
+    """Whether these are faster than `taps`.
+
+    Outputs, `taps` to these, in ms: 2.9 to 1.8 for 33 taps on 8, 800, 256, 5.4 to 3.4 for 75 on 4, 800, 512, 1.7 to
+    1.25 for 20 on 8, 400, 512, 3.0 to 1.7 for 60 on 32, 400, 96; but 0.8 to 1.3 for 24 there, 1.9 to 2.3 for 60 on 32,
+    400, 64, and 6.8 to 9.6 for 17 on 8, 1600, 512. Rows that share sets of the cache are the same trouble with fewer:
+    0.86 to 0.46 for 31 taps 8 apart on 4, 800, 128, 9.6 to 5.3 for 16 on 4, 800, 1024.
+    """
+    size = geometry.kernel_size
+    shared = (
+        math.gcd(channels, WAY) + math.gcd(geometry.dilation * channels, WAY)
+    ) // 2  # by taps, and by rows
+    many = size > TERMS or (size >= SOME and size * channels > NEAR) or size * shared >= CROWDED
+    return many and may_take(result, geometry, channels)
+
+
+def output(x, kernel, geometry: Geometry) -> jax.Array:
+    """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`."""
+    *outer, multiplier, channels = kernel.shape
+    if multiplier > 1 and channels % LANES:  # fewer lanes are spare with both in one axis
+        y = output(repeated(x, multiplier), kernel.reshape(*outer, 1, multiplier * channels), geometry)
+        return y.reshape(*y.shape[:3], multiplier, channels)
+    return _correlation(lax.expand_dims(x, (3,)), kernel, geometry)
+
+
+def input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
+    """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`, at stride 1."""
+    multiplier = kernel.shape[2]
+    if multiplier > 1 and geometry.kernel_size * multiplier > TERMS:
+        return each_multiplier(input_gradient, kernel, cotangent, geometry)
+    backward = lax.rev(kernel, (1,))
+    return lax.squeeze(_correlation(cotangent, backward, backwards(geometry), added=multiplier), (3,))
+
+
+def _correlation(array, kernel, geometry: Geometry, added: int | None = None) -> jax.Array:
+    """`(G, N, L, M or 1, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`, or `1` for `M` with so many `added`."""
+    count, dilation = geometry.output_length, geometry.dilation
+    size, channels = kernel.shape[1], kernel.shape[3]
+    pieces = 1 if size <= TERMS else -(-size // PIECE)
+    width = -(-size // pieces)
+    reach = (count - 1) * geometry.strides + (width - 1) * dilation + 1  # rows that the taps of a piece meet
+    needed = reach + (pieces - 1) * width * dilation
+    blocks = _blocks(array, geometry.low, needed - geometry.low - geometry.length)
+    shape = (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
+
+    def sums(blocks, kernel, *before):
+        kernel = _spare(kernel)
+        total = summed(
+            _product(_rows(blocks, t * dilation, count, geometry.strides, m), kernel, t, m, shape)
+            for t in range(width)
+            for m in (range(added) if added else [None])
+        )
+        return before[0] + total if before else total
+
+    if pieces == 1:
+        return _channels(_unfused(sums)(blocks, kernel), channels)
+    kernel = _zeros(kernel, 1, 0, pieces * width - size)
+
+    def step(i, total):
+        some = lax.dynamic_slice_in_dim(blocks, i * width * dilation, reach, 4)
+        taps = lax.dynamic_slice_in_dim(kernel, i * width, width, 1)
+        return _unfused(sums)(some, taps, total)
+
+    return _channels(lax.fori_loop(0, pieces, step, lax.full_like(blocks, 0, shape=shape)), channels)
+
+
+def _blocks(array, before: int, after: int) -> jax.Array:
+    """`(G, N, L, M, C)`, with so many rows of zeros around it, to `(G, N, M, blocks, rows, LANES)`."""
+
+    def blocks(array):
+        array = _spare(array)
+        array = array.reshape(*array.shape[:4], -1, LANES).transpose(0, 1, 3, 4, 2, 5)
+        return _zeros(array, 4, before, after)
+
+    return _unfused(blocks)(array)
+
+
+def _channels(array, channels: int) -> jax.Array:
+    """`(G, N, M, blocks, O, LANES)` to `(G, N, O, M, C)`."""
+    array = array.transpose(0, 1, 4, 2, 3, 5)
+    return lax.slice_in_dim(lax.collapse(array, 4), 0, channels, 1, 4)
+
+
+def _spare(array) -> jax.Array:
+    """Zeros behind the channels, up to whole blocks."""
+    return _zeros(array, array.ndim - 1, 0, -array.shape[-1] % LANES)
+
+
+def _zeros(array, axis: int, before: int, after: int) -> jax.Array:
+    """Zeros around what is along an axis; fewer than none take some of it away."""
+    config = [(0, 0, 0)] * array.ndim
+    config[axis] = (before, after, 0)
+    return lax.pad(array, lax.full_like(array, 0, shape=()), config)
+
+
+def _rows(blocks, start: int, count: int, stride: int, m: int | None) -> jax.Array:
+    """`count` rows in steps of `stride`, of one multiplier or of all."""
+    starts, stops, strides = [0] * 6, [*blocks.shape], [1] * 6
+    starts[4], stops[4], strides[4] = start, start + (count - 1) * stride + 1, stride
+    if m is not None:
+        starts[2], stops[2] = m, m + 1
+    return lax.slice(blocks, starts, stops, strides if stride > 1 else None)
+
+
+def _product(rows, kernel, t: int, m: int | None, shape: tuple[int, ...]) -> jax.Array:
+    """Times one tap of `(G, K, M, blocks * LANES)`."""
+    starts, stops = [0, t, 0, 0], [*kernel.shape]
+    stops[1] = t + 1
+    if m is not None:
+        starts[2], stops[2] = m, m + 1
+    tap = lax.slice(kernel, starts, stops)
+    tap = tap.reshape(*tap.shape[:3], -1, LANES)
+    return lax.mul(
+        lax.broadcast_in_dim(rows, shape, range(6)), lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5))
+    )
+
+
+def _unfused(function: Callable) -> Callable:
+    """`function` as a computation of its own, which XLA does not fuse with what comes before or after it.
+
+    Fused, the layout on one side of the sums would be that of their loop, and nothing would vectorize. JAX sets the
+    same attribute for its `compute_on`. An XLA that ignores it computes the same numbers, only slower.
+    """
+    jitted = jax.jit(function)
+
+    def call(*arrays):
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*arrays)
+
+    return call
