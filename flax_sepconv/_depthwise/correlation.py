@@ -20,7 +20,7 @@ from jax import export, lax
 
 from flax_sepconv._depthwise.blocks import WAY
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TIME, is_copied, pad, repeated, rows, rows_read
+from flax_sepconv._depthwise.taps import TIME, is_copied, pad, padded, repeated, rows, rows_read
 
 BLOCK = 8  # outputs in a block of a reduction
 MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
@@ -47,6 +47,8 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
         return lax.full_like(x, 0, shape=(groups, geometry.kernel_size, multiplier, channels))
     if multiplier > 1:  # the forms below have one
         wide = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
+        if geometry.kernel_size <= FEW and is_copied(geometry.kernel_size, geometry, differentiated=True):
+            x, geometry = padded(x, geometry)
         gradient = kernel_gradient(repeated(x, multiplier), wide, geometry)
         return gradient.reshape(groups, geometry.kernel_size, multiplier, channels)
     if geometry.kernel_size <= FEW:
@@ -83,8 +85,8 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
         # The depthwise output then reads a padded copy too: the same, if there are whole blocks.
         block = _block(outputs, BLOCK, MOST // geometry.kernel_size)
         missing = -outputs % block
-        padded = geometry._replace(high=geometry.high + missing * geometry.strides)
-        x, cotangent = rows_read(x, padded, 0, outputs + missing), pad(cotangent, 0, missing)
+        wider = geometry._replace(high=geometry.high + missing * geometry.strides)
+        x, cotangent = rows_read(x, wider, 0, outputs + missing), pad(cotangent, 0, missing)
         return _in_blocks(x, cotangent, 0, block, geometry)
     last = first + (last - first) // BLOCK * BLOCK
     start = first * geometry.strides - geometry.low

@@ -52,10 +52,8 @@ def flat_output(x, kernel, geometry: Geometry, differentiated: bool = False) -> 
     groups, size, multiplier, channels = kernel.shape
     if multiplier <= 1:  # none, for the kernels of an empty axis
         return output(x, kernel, geometry, differentiated)
-    if size > EDGED and geometry.strides > 1:
-        # Not later, when it is `multiplier` times as large: 3.8 to 2.6 ms on 32, 400, 12 with 60 taps and 4.
-        x = rows_read(x, geometry, 0, geometry.output_length)
-        geometry = geometry._replace(length=x.shape[TIME], low=0, high=0)
+    if is_copied(size, geometry, differentiated):
+        x, geometry = padded(x, geometry)
     kernel = kernel.reshape(groups, size, 1, multiplier * channels)
     y = output(repeated(x, multiplier), kernel, geometry, differentiated)
     return y.reshape(*y.shape[:3], multiplier, channels)
@@ -174,6 +172,16 @@ def rows_read(x, geometry: Geometry, first: int, last: int, flat: bool = True) -
     inside = lax.slice_in_dim(x, low, max(low, high), 1, TIME)
     before, after = max(-start, 0), max(stop - geometry.length, 0)
     return pad(inside, min(before, stop - start), min(after, stop - start), flat=flat)
+
+
+def padded(x, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """All rows that are read, zeros among them, and how.
+
+    What will be `multiplier` times as large had better be padded before: 18.7 to 16.9 ms with gradients on 4, 16000, 16
+    with 9 taps and 2, 10.0 to 8.0 on 64, 250, 24 with 6 and 3, 3.8 to 2.6 forward on 32, 400, 12 with 60 taps and 4.
+    """
+    x = rows_read(x, geometry, 0, geometry.output_length)
+    return x, geometry._replace(length=x.shape[TIME], low=0, high=0)
 
 
 def pad(x, before: int, after: int, lanes: int = 0, flat: bool = True) -> jax.Array:
