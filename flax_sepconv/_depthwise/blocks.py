@@ -78,19 +78,18 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
 
     These are for the input's gradient, which has the taps in the other order.
     """
-    count, dilation = geometry.output_length, geometry.dilation
+    count, stride, dilation = geometry.output_length, geometry.strides, geometry.dilation
     size, channels = kernel.shape[1], kernel.shape[3]
     pieces = 1 if size <= TERMS else -(-size // PIECE)
     width = -(-size // pieces)
-    reach = (count - 1) * geometry.strides + (width - 1) * dilation + 1  # rows that the taps of a piece meet
-    needed = reach + (pieces - 1) * width * dilation
-    blocks = _blocks(array, geometry.low, needed - geometry.low - geometry.length)
+    last = (count - 1) * stride + geometry.span - geometry.low  # rows from the input's first that are read
+    blocks = _blocks(array, geometry.low, last - geometry.length)
     shape = (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
 
     def sums(blocks, kernel, *before):
         kernel = _spare(kernel)
         total = summed(
-            _product(_rows(blocks, i * dilation, count, geometry.strides, m), kernel, t, m, shape)
+            _product(_rows(blocks, i * dilation, count, stride, m), kernel, t, m, shape)
             for i, t in enumerate(reversed(range(width)) if added else range(width))
             for m in (range(added) if added else [None])
         )
@@ -98,16 +97,24 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
 
     if pieces == 1:
         return _channels(_unfused(sums)(blocks, kernel), channels)
-    missing = pieces * width - size
-    kernel = _zeros(kernel, 1, *((missing, 0) if added else (0, missing)))
+    # The last piece meets some rows again, with taps of zero: of rows beyond its window a NaN would reach an output.
+    rest = size - (pieces - 1) * width
+    kernel = _inserted(kernel, rest if added else size - rest, width - rest)
+    reach = (count - 1) * stride + (width - 1) * dilation + 1
 
     def step(i, total):
-        some = lax.dynamic_slice_in_dim(blocks, i * width * dilation, reach, 4)
-        piece = pieces - 1 - i if added else i
-        taps = lax.dynamic_slice_in_dim(kernel, piece * width, width, 1)
+        some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
+        taps = lax.dynamic_slice_in_dim(kernel, (pieces - 1 - i if added else i) * width, width, 1)
         return _unfused(sums)(some, taps, total)
 
     return _channels(lax.fori_loop(0, pieces, step, lax.full_like(blocks, 0, shape=shape)), channels)
+
+
+def _inserted(kernel, at: int, count: int) -> jax.Array:
+    """So many taps of zero in the midst of others."""
+    shape = (kernel.shape[0], count, *kernel.shape[2:])
+    zeros = lax.full_like(kernel, 0, shape=shape)
+    return lax.concatenate([kernel[:, :at], zeros, kernel[:, at:]], 1)
 
 
 def _blocks(array, before: int, after: int) -> jax.Array:
