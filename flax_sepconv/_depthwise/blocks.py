@@ -49,10 +49,9 @@ def pay(result: str, geometry: Geometry, channels: int) -> bool:
     0.86 to 0.46 for 31 taps 8 apart on 4, 800, 128, 9.6 to 5.3 for 16 on 4, 800, 1024.
     """
     size = geometry.kernel_size
-    shared = (
-        math.gcd(channels, WAY) + math.gcd(geometry.dilation * channels, WAY)
-    ) // 2  # by taps, and by rows
-    many = size > TERMS or (size >= SOME and size * channels > NEAR) or size * shared >= CROWDED
+    by_taps, by_rows = math.gcd(channels, WAY), math.gcd(geometry.dilation * channels, WAY)
+    crowded = size * (by_taps + by_rows) // 2 >= CROWDED
+    many = size > TERMS or (size >= SOME and size * channels > NEAR) or crowded
     return many and may_take(result, geometry, channels)
 
 
@@ -86,14 +85,13 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
     blocks = _blocks(array, geometry.low, last - geometry.length)
     shape = (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
 
-    def sums(blocks, kernel, *before):
+    def sums(blocks, kernel):
         kernel = _spare(kernel)
-        total = summed(
+        return summed(
             _product(_rows(blocks, i * dilation, count, stride, m), kernel, t, m, shape)
             for i, t in enumerate(reversed(range(width)) if added else range(width))
             for m in (range(added) if added else [None])
         )
-        return before[0] + total if before else total
 
     if pieces == 1:
         return _channels(_unfused(sums)(blocks, kernel), channels)
@@ -102,10 +100,13 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
     kernel = _inserted(kernel, rest if added else size - rest, width - rest)
     reach = (count - 1) * stride + (width - 1) * dilation + 1
 
-    def step(i, total):
+    def more(i, total, blocks, kernel):
         some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
         taps = lax.dynamic_slice_in_dim(kernel, (pieces - 1 - i if added else i) * width, width, 1)
-        return _unfused(sums)(some, taps, total)
+        return total + sums(some, taps)
+
+    def step(i, total):
+        return _unfused(more)(i, total, blocks, kernel)
 
     return _channels(lax.fori_loop(0, pieces, step, lax.full_like(blocks, 0, shape=shape)), channels)
 
@@ -122,7 +123,7 @@ def _blocks(array, before: int, after: int) -> jax.Array:
 
     def blocks(array):
         array = _spare(array)
-        array = array.reshape(*array.shape[:4], -1, LANES).transpose(0, 1, 3, 4, 2, 5)
+        array = array.reshape(*array.shape[:4], array.shape[4] // LANES, LANES).transpose(0, 1, 3, 4, 2, 5)
         return _zeros(array, 4, before, after)
 
     return _unfused(blocks)(array)
