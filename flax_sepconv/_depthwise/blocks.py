@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -174,17 +175,17 @@ def _unfused(function: Callable) -> Callable:
 
     Fused, the layout on one side of the sums would be that of their loop, and nothing would vectorize: 7.1 against 3.2
     ms for 33 taps on 8, 800, 256. JAX sets the same attribute for its `compute_on`. An XLA that ignores it computes the
-    same numbers, only slower. Arguments are handed over flat, because XLA may copy them for another layout of axes of
-    size one.
+    same numbers, only slower. Arguments are handed over without axes of size one, for another order of which XLA may
+    copy them.
     """
 
     def call(*arrays):
-        shapes = [array.shape for array in arrays]
+        ones = [tuple(axis for axis, n in enumerate(jnp.shape(array)) if n == 1) for array in arrays]
 
-        def with_shapes(*flat):
-            return function(*(array.reshape(shape) for array, shape in zip(flat, shapes, strict=True)))
+        def with_ones(*squeezed):
+            return function(*map(lax.expand_dims, squeezed, ones))
 
         with set_xla_metadata(inlineable="false"):
-            return jax.jit(with_shapes)(*(lax.collapse(array, 0) for array in arrays))
+            return jax.jit(with_ones)(*map(lax.squeeze, arrays, ones))
 
     return call
