@@ -57,7 +57,8 @@ CAUSAL = {"padding": "causal", "strides": 2, "depth_multiplier": 2, "data_format
         *(({"implementation": name} | CAUSAL, AxisType.Auto) for name in IMPLEMENTATIONS),
         *(({"implementation": name} | SAME, AxisType.Explicit) for name in IMPLEMENTATIONS),
         ({"dilation_rate": 3}, AxisType.Auto),
-        ({"kernel_size": 130, "padding": "same"}, AxisType.Auto),
+        ({"kernel_size": 130, "padding": "same"}, AxisType.Auto),  # transforms, and with 10 channels blocks
+        *(({"kernel_size": 130} | SAME, kind) for kind in (AxisType.Auto, AxisType.Explicit)),
     ],
 )
 def test_a_divided_batch_stays_where_it_is(arguments, kind):
