@@ -167,7 +167,7 @@ def test_sums_over_blocks_are_no_one_computation_with_their_layouts(kernel_size)
         program = jax.jit(function, static_argnums=2).lower(*operands, geometry).compile().as_text()
         summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
         assert summing
-        assert not [each for each in summing if re.search(r" (transpose|copy|pad)\(", each)]
+        assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ more sums take longer to compile (0.3 to 0.5 s for that pass with 31)."""
 
 EDGED_WITH_GRADIENTS = 4
 """The same where there are gradients, with which a program has so many sums that compiling counts: 5 to 15 taps take
-0.17 to 0.21 s to compile for all instead of 0.27 to 0.33, and 0 to 12 % more time to run, about 20 with 2 multipliers
+0.17 to 0.21 s to compile for all instead of 0.27 to 0.33, and 0 to 12 % more time to run, as with 2 multipliers
 on 4, 16000, 16. But 3 taps on 64, 500, 200 to 64 filters take 34 instead of 28 ms."""
 
 FEW = 20
