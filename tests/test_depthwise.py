@@ -142,6 +142,31 @@ def test_many_taps_and_multipliers_are_the_grouped_convolution(strides):
     assert_taps_are_the_grouped_convolution(geometry, 3)
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "channels", "over_blocks"),
+    [(33, 256, True), (130, 8, True), (33, 64, False), (3, 1024, False)],
+)
+def test_many_taps_of_many_channels_go_over_blocks(kernel_size, channels, over_blocks):
+    geometry = Geometry(200, kernel_size, 1, 1, kernel_size - 1, 0)
+    x, kernel = jnp.ones((1, 1, 200, channels)), jnp.ones((1, kernel_size, 1, channels))
+    for result, operands in [("output", (x, kernel)), ("input", (kernel, x[:, :, :, None]))]:
+        function, _ = contraction(result, geometry)
+        assert ("inlineable" in jax.jit(function).lower(*operands).as_text()) == over_blocks
+
+
+def test_programs_with_gradients_say_so():
+    # They pad copies, and without would only take longer to compile.
+    config = fsc.SeparableConv1DConfig(filters=2, kernel_size=5)
+    params, x = fsc.init_params(jax.random.key(0), 3, config), jnp.ones((1, 20, 3))
+    forward = lambda x: fsc.separable_conv1d(params, x, config).sum()  # noqa: E731
+    geometry = Geometry(20, 5, 1, 1, 0, 0)
+    depthwise = contraction("output", geometry)[0]
+    rows, kernel = jnp.ones((1, 1, 20, 3)), jnp.ones((1, 5, 1, 3))
+    for function, operand in [(forward, x), (lambda x: depthwise(x, kernel).sum(), rows)]:
+        assert "differentiated=True" not in str(jax.make_jaxpr(function)(operand))
+        assert "differentiated=False" not in str(jax.make_jaxpr(jax.value_and_grad(function))(operand))
+
+
 @pytest.mark.parametrize("kernel_size", [33, 130])
 def test_what_is_not_finite_stays_within_windows(kernel_size):
     geometry = Geometry(300, kernel_size, 1, 1, kernel_size - 1, 0)

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TERMS, backwards, each_multiplier, repeated, summed
+from flax_sepconv._depthwise.taps import TERMS, backwards, each_multiplier, repeated, rows, summed, tap
 
 LANES = 8
 
@@ -89,7 +88,7 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
     def sums(blocks, kernel):
         kernel = _spare(kernel)
         return summed(
-            _product(_rows(blocks, i * dilation, count, stride, m), kernel, t, m, shape)
+            _product(rows(blocks, i * dilation, count, stride, m, axes=(4, 2)), tap(kernel, t, m), shape)
             for i, t in enumerate(reversed(range(width)) if added else range(width))
             for m in (range(added) if added else [None])
         )
@@ -148,23 +147,9 @@ def _zeros(array, axis: int, before: int, after: int) -> jax.Array:
     return lax.pad(array, lax.full_like(array, 0, shape=()), config)
 
 
-def _rows(blocks, start: int, count: int, stride: int, m: int | None) -> jax.Array:
-    """`count` rows in steps of `stride`, of one multiplier or of all."""
-    starts, stops, strides = [0] * 6, [*blocks.shape], [1] * 6
-    starts[4], stops[4], strides[4] = start, start + (count - 1) * stride + 1, stride
-    if m is not None:
-        starts[2], stops[2] = m, m + 1
-    return lax.slice(blocks, starts, stops, strides if stride > 1 else None)
-
-
-def _product(rows, kernel, t: int, m: int | None, shape: tuple[int, ...]) -> jax.Array:
-    """Times one tap of `(G, K, M, blocks * LANES)`."""
-    starts, stops = [0, t, 0, 0], [*kernel.shape]
-    stops[1] = t + 1
-    if m is not None:
-        starts[2], stops[2] = m, m + 1
-    tap = lax.slice(kernel, starts, stops)
-    tap = tap.reshape(*tap.shape[:3], -1, LANES)
+def _product(rows, tap, shape: tuple[int, ...]) -> jax.Array:
+    """`(G, N, M, blocks, O, LANES)` times `(G, 1, M, blocks * LANES)`."""
+    tap = tap.reshape(*tap.shape[:3], tap.shape[3] // LANES, LANES)
     return lax.mul(
         lax.broadcast_in_dim(rows, shape, range(6)), lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5))
     )
@@ -180,7 +165,7 @@ def _unfused(function: Callable) -> Callable:
     """
 
     def call(*arrays):
-        ones = [tuple(axis for axis, n in enumerate(jnp.shape(array)) if n == 1) for array in arrays]
+        ones = [tuple(axis for axis, n in enumerate(array.shape) if n == 1) for array in arrays]
 
         def with_ones(*squeezed):
             return function(*map(lax.expand_dims, squeezed, ones))

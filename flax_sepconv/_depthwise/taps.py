@@ -149,19 +149,23 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
 
 def _product(x, kernel, t: int, m: int | None = None) -> jax.Array:
     """`(G, N, O, M, C)` times one tap of `(G, K, M, C)`, or times that of one multiplier."""
-    start, stop = [0, t, 0, 0], [*kernel.shape]
-    stop[1] = t + 1
-    if m is not None:
-        start[2], stop[2] = m, m + 1
-    return lax.mul(x, lax.broadcast_in_dim(lax.slice(kernel, start, stop), x.shape, (0, 2, 3, 4)))
+    return lax.mul(x, lax.broadcast_in_dim(tap(kernel, t, m), x.shape, (0, 2, 3, 4)))
 
 
-def rows(x, start: int, count: int, stride: int, m: int | None = None) -> jax.Array:
-    """`count` rows in steps of `stride`, of one multiplier if `m` is given."""
+def tap(kernel, t: int, m: int | None = None) -> jax.Array:
+    """One tap of `(G, K, M, C)`, of one multiplier if `m` is given."""
+    return rows(kernel, t, 1, 1, m, axes=(1, 2))
+
+
+def rows(
+    x, start: int, count: int, stride: int, m: int | None = None, axes: tuple[int, int] = (TIME, TIME + 1)
+) -> jax.Array:
+    """`count` rows in steps of `stride`, of one multiplier if `m` is given, for axes of rows and of multipliers."""
     starts, stops, strides = [0] * x.ndim, [*x.shape], [1] * x.ndim
-    starts[TIME], stops[TIME], strides[TIME] = start, start + max((count - 1) * stride + 1, 0), stride
+    starts[axes[0]], stops[axes[0]] = start, start + max((count - 1) * stride + 1, 0)
+    strides[axes[0]] = stride
     if m is not None:
-        starts[TIME + 1], stops[TIME + 1] = m, m + 1
+        starts[axes[1]], stops[axes[1]] = m, m + 1
     return lax.slice(x, starts, stops, strides if stride > 1 else None)
 
 
