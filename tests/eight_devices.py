@@ -83,6 +83,22 @@ def test_a_divided_batch_stays_where_it_is(arguments, kind):
     jax.tree.map(assert_close, ours, expected)
 
 
+@pytest.mark.parametrize("kernel_size", [3, 15])
+@pytest.mark.parametrize("divided", ["sequence", "channels"])
+def test_gradients_of_sequences_or_channels_on_auto_axes(divided, kernel_size):
+    mesh = MESHES[AxisType.Auto]["line"]
+    spec = {"sequence": (None, "n"), "channels": (None, None, "n")}[divided]
+    config = fsc.SeparableConv1DConfig(32, kernel_size, padding="same")
+    params = fsc.init_params(jax.random.key(0), 64, config)
+    x = jax.random.normal(jax.random.key(1), (8, 96, 64))
+    apply = lambda params, x: fsc.separable_conv1d(params, x, config)  # noqa: E731
+    gradient = jax.value_and_grad(lambda *a: loss(*a, apply), (0, 1))
+    compiled = jax.jit(gradient).lower(placed(mesh, params), placed(mesh, x, *spec)).compile()
+    computed = compiled(placed(mesh, params), placed(mesh, x, *spec))
+    jax.tree.map(assert_close, computed, gradient(params, x))
+    assert divided == "sequence" or set(moved(compiled)) == {"all-reduce"}
+
+
 def test_explicit_axes_need_no_mesh_to_be_set():
     config = fsc.SeparableConv1DConfig(6, 3)
     params = fsc.init_params(jax.random.key(0), 5, config)

@@ -7,14 +7,22 @@ between the layouts is a pass.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 
+from flax_sepconv._depthwise.fusion import unfused
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TERMS, backwards, each_multiplier, repeated, rows, summed, tap
+from flax_sepconv._depthwise.taps import (
+    TERMS,
+    backwards,
+    each_multiplier,
+    each_tap,
+    each_tap_of_each_multiplier,
+    repeated,
+    rows,
+    summed,
+)
 
 LANES = 8
 
@@ -87,14 +95,18 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
 
     def sums(blocks, kernel):
         kernel = _spare(kernel)
+        if added:
+            terms = [list(enumerate(taps)) for taps in reversed(each_tap_of_each_multiplier(kernel))]
+        else:
+            terms = [[(None, tap)] for tap in each_tap(kernel)]
         return summed(
-            _product(rows(blocks, i * dilation, count, stride, m, axes=(4, 2)), tap(kernel, t, m), shape)
-            for i, t in enumerate(reversed(range(width)) if added else range(width))
-            for m in (range(added) if added else [None])
+            _product(rows(blocks, t * dilation, count, stride, m, axes=(4, 2)), tap, shape)
+            for t, taps in enumerate(terms)
+            for m, tap in taps
         )
 
     if pieces == 1:
-        return _channels(_unfused(sums)(blocks, kernel), channels)
+        return _channels(unfused(sums)(blocks, kernel), channels)
     # The last piece meets some rows again, with taps of zero: of rows beyond its window a NaN would reach an output.
     rest = size - (pieces - 1) * width
     kernel = _inserted(kernel, rest if added else size - rest, width - rest)
@@ -106,7 +118,7 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
         return total + sums(some, taps)
 
     def step(i, total):
-        return _unfused(more)(i, total, blocks, kernel)
+        return unfused(more)(i, total, blocks, kernel)
 
     return _channels(lax.fori_loop(0, pieces, step, lax.full_like(blocks, 0, shape=shape)), channels)
 
@@ -126,7 +138,7 @@ def _blocks(array, before: int, after: int) -> jax.Array:
         array = array.reshape(*array.shape[:4], array.shape[4] // LANES, LANES).transpose(0, 1, 3, 4, 2, 5)
         return _zeros(array, 4, before, after)
 
-    return _unfused(blocks)(array)
+    return unfused(blocks)(array)
 
 
 def _channels(array, channels: int) -> jax.Array:
@@ -153,24 +165,3 @@ def _product(rows, tap, shape: tuple[int, ...]) -> jax.Array:
     return lax.mul(
         lax.broadcast_in_dim(rows, shape, range(6)), lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5))
     )
-
-
-def _unfused(function: Callable) -> Callable:
-    """`function` as a computation of its own, which XLA does not fuse with what comes before or after it.
-
-    Fused, the layout on one side of the sums would be that of their loop, and nothing would vectorize: 7.1 against 3.2
-    ms for 33 taps on 8, 800, 256. JAX sets the same attribute for its `compute_on`. An XLA that ignores it computes the
-    same numbers, only slower. Arguments are handed over without axes of size one, for another order of which XLA may
-    copy them.
-    """
-
-    def call(*arrays):
-        ones = [tuple(axis for axis, n in enumerate(array.shape) if n == 1) for array in arrays]
-
-        def with_ones(*squeezed):
-            return function(*map(lax.expand_dims, squeezed, ones))
-
-        with set_xla_metadata(inlineable="false"):
-            return jax.jit(with_ones)(*map(lax.squeeze, arrays, ones))
-
-    return call

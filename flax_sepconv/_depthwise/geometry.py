@@ -31,3 +31,8 @@ class Geometry(NamedTuple):
         first = min(max(0, -(-self.low // self.strides)), self.output_length)
         last = (self.length - self.span + self.low) // self.strides + 1
         return first, max(min(last, self.output_length), first)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether no window reads a zero outside of the input."""
+        return self.interior == (0, self.output_length)

@@ -16,6 +16,7 @@ import jax
 from jax import export
 
 from flax_sepconv._depthwise import blocks, correlation, fourier, grouped, taps
+from flax_sepconv._depthwise.fusion import unfused
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import AXES, by_parts
 
@@ -54,13 +55,26 @@ PLATFORMS = ("cpu", *GPU)
 def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool) -> jax.Array:
     if blocks.pay("output", geometry, kernel.shape[2] * kernel.shape[3]):
         return _by_parts(blocks.output, "output")(x, kernel, geometry=geometry)
-    return taps.flat_output(x, kernel, geometry, differentiated)
+    if differentiated and not geometry.is_inside:
+        return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry)
+    return taps.flat_output(x, kernel, geometry)
+
+
+def _output_of_copy(x, kernel, geometry: Geometry) -> jax.Array:
+    """The output from the copy that the kernel's gradient reads."""
+    x, geometry = correlation.padded(x, geometry)
+    return taps.flat_output(x, kernel, geometry)
 
 
 def _input_gradient_on_cpu(kernel, cotangent, geometry: Geometry) -> jax.Array:
     if blocks.pay("input", geometry, kernel.shape[2] * kernel.shape[3]):
         return _by_parts(blocks.input_gradient, "input")(kernel, cotangent, geometry=geometry)
-    return taps.input_gradient(kernel, cotangent, geometry)
+    return _by_parts(_input_gradient_by_itself, "input")(kernel, cotangent, geometry=geometry)
+
+
+def _input_gradient_by_itself(kernel, cotangent, geometry: Geometry) -> jax.Array:
+    """In a call, with its padded copy, which is freed soon then: 37.9 to 28.8 MB on 128, 128, 128 with 13 taps."""
+    return unfused(functools.partial(taps.input_gradient, geometry=geometry))(kernel, cotangent)
 
 
 # The same as a platform likes it.
@@ -127,7 +141,7 @@ def choose(
     options = {}
     if name == "lax":
         options["precision"] = precision
-    elif (name, result) == ("taps", "output"):
+    elif (name, result, platform) == ("taps", "output", "cpu"):
         options["differentiated"] = differentiated
     return functools.partial(functions[result], geometry=geometry, **options)
 

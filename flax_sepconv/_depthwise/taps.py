@@ -11,7 +11,7 @@ taps on CPUs, `blocks` has the same sums in another layout.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 from jax import lax
@@ -22,13 +22,9 @@ TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
 
 EDGED = 40
 """Taps, times multipliers, up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
-with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128), and
-more sums take longer to compile (0.3 to 0.5 s for that pass with 31)."""
-
-EDGED_WITH_GRADIENTS = 4
-"""The same where there are gradients, with which a program has so many sums that compiling counts: 5 to 15 taps take
-0.17 to 0.21 s to compile for all instead of 0.27 to 0.33, and 0 to 12 % more time to run, as with 2 multipliers
-on 4, 16000, 16. But 3 taps on 64, 500, 200 to 64 filters take 34 instead of 28 ms."""
+with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128). More
+sums take longer to compile, so where there are gradients all is padded: on six shapes with 3 or 4 taps it takes 0.97 to
+1.11 times as long to run then, and 0.6 to 0.7 times to compile."""
 
 FEW = 20
 """Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
@@ -44,7 +40,7 @@ CHAIN = 8
 taps there are, and time is the same; four chains had 1.2 and 1.4 times that error for 64 and 128 taps."""
 
 
-def flat_output(x, kernel, geometry: Geometry, differentiated: bool = False) -> jax.Array:
+def flat_output(x, kernel, geometry: Geometry) -> jax.Array:
     """`output`, computed with `multiplier * channels` channels.
 
     Two axes, of multipliers and of channels, become one in a product that follows. XLA does that within the sums before
@@ -52,30 +48,30 @@ def flat_output(x, kernel, geometry: Geometry, differentiated: bool = False) -> 
     """
     groups, size, multiplier, channels = kernel.shape
     if multiplier <= 1:  # none, for the kernels of an empty axis
-        return output(x, kernel, geometry, differentiated)
-    if is_copied(size, geometry, differentiated):
+        return output(x, kernel, geometry)
+    if is_copied(size, geometry):
         x, geometry = padded(x, geometry)
     kernel = kernel.reshape(groups, size, 1, multiplier * channels)
-    y = output(repeated(x, multiplier), kernel, geometry, differentiated)
+    y = output(repeated(x, multiplier), kernel, geometry)
     return y.reshape(*y.shape[:3], multiplier, channels)
 
 
-def output(x, kernel, geometry: Geometry, differentiated: bool = False, in_place: bool = False) -> jax.Array:
+def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`.
 
     `in_place` reads `x` without a copy, however many taps and multipliers: on a GPU, XLA would make it anew for every
     tap.
     """
-    _, size, multiplier, _ = kernel.shape
+    multiplier = kernel.shape[2]
 
     def sums(x, kernel, start, count):
         x = lax.broadcast_in_dim(x, (*x.shape[:3], multiplier, x.shape[3]), (0, 1, 2, 4))
         return summed(
-            _product(rows(x, start + t * geometry.dilation, count, geometry.strides), kernel, t)
-            for t in range(size)
+            _product(rows(x, start + t * geometry.dilation, count, geometry.strides), tap)
+            for t, tap in enumerate(each_tap(kernel))
         )
 
-    return _by_pieces(x, kernel, geometry, differentiated, in_place, sums)
+    return _by_pieces(x, kernel, geometry, in_place, sums)
 
 
 def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
@@ -85,16 +81,18 @@ def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False
         return each_multiplier(input_gradient, kernel, cotangent, geometry)
     if geometry.strides > 1:
         return _strided_input_gradient(kernel, cotangent, geometry, in_place)
-    reach = geometry.span - 1
 
     def sums(g, kernel, start, count):
         return summed(
-            _product(rows(g, start + reach - t * geometry.dilation, count, 1, m), kernel, t, m)
-            for t in reversed(range(size))
-            for m in range(multiplier)
+            _product(rows(g, start + t * geometry.dilation, count, 1, m), tap)
+            for t, taps in enumerate(reversed(each_tap_of_each_multiplier(kernel)))
+            for m, tap in enumerate(taps)
         )
 
-    return lax.squeeze(_by_pieces(cotangent, kernel, backwards(geometry), True, in_place, sums), (3,))
+    cotangent, geometry = (
+        (cotangent, backwards(geometry)) if in_place else padded(cotangent, backwards(geometry))
+    )
+    return lax.squeeze(_by_pieces(cotangent, kernel, geometry, in_place, sums), (3,))
 
 
 def backwards(geometry: Geometry) -> Geometry:
@@ -125,7 +123,7 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     The rows `q * strides + phase` of one phase meet the same taps, each at an output `q + offset`.
     """
     stride, count = geometry.strides, -(-geometry.length // geometry.strides)
-    groups, batch, _, multiplier, channels = cotangent.shape
+    groups, batch, _, _, channels = cotangent.shape
     meets: list[list[tuple[int, int]]] = [[] for _ in range(stride)]  # taps and offsets of each phase
     for t in range(geometry.kernel_size):
         steps, phase = divmod(t * geometry.dilation - geometry.low, stride)
@@ -133,11 +131,12 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     offsets = [offset for phase in meets for _, offset in phase]
     before, after = max(-min(offsets), 0), max(max(offsets) + count - geometry.output_length, 0)
     g = pad(cotangent, before, after, flat=not in_place)
+    taps = each_tap_of_each_multiplier(kernel)
     phases = [
         summed(
-            _product(rows(g, offset + before, count, 1, m), kernel, t, m)
+            _product(rows(g, offset + before, count, 1, m), tap)
             for t, offset in phase
-            for m in range(multiplier)
+            for m, tap in enumerate(taps[t])
         )
         if phase
         else lax.full_like(cotangent, 0, shape=(groups, batch, count, 1, channels))
@@ -147,14 +146,19 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     return lax.slice_in_dim(gradient, 0, geometry.length, 1, TIME)
 
 
-def _product(x, kernel, t: int, m: int | None = None) -> jax.Array:
-    """`(G, N, O, M, C)` times one tap of `(G, K, M, C)`, or times that of one multiplier."""
-    return lax.mul(x, lax.broadcast_in_dim(tap(kernel, t, m), x.shape, (0, 2, 3, 4)))
+def _product(x, tap) -> jax.Array:
+    """`(G, N, O, M, C)` times one tap."""
+    return lax.mul(x, lax.broadcast_in_dim(tap, x.shape, (0, 2, 3, 4)))
 
 
-def tap(kernel, t: int, m: int | None = None) -> jax.Array:
-    """One tap of `(G, K, M, C)`, of one multiplier if `m` is given."""
-    return rows(kernel, t, 1, 1, m, axes=(1, 2))
+def each_tap(kernel) -> Sequence[jax.Array]:
+    """`(G, 1, M, C)` for each tap of `(G, K, M, C)`: one equation, which JAX traces and lowers faster than slices."""
+    return lax.split(kernel, [1] * kernel.shape[1], 1)
+
+
+def each_tap_of_each_multiplier(kernel) -> list[Sequence[jax.Array]]:
+    """`(G, 1, 1, C)` for each multiplier of each tap."""
+    return [lax.split(tap, [1] * tap.shape[2], 2) if tap.shape[2] > 1 else [tap] for tap in each_tap(kernel)]
 
 
 def rows(
@@ -180,7 +184,7 @@ def rows_read(x, geometry: Geometry, first: int, last: int, flat: bool = True) -
 
 
 def padded(x, geometry: Geometry) -> tuple[jax.Array, Geometry]:
-    """All rows that are read, zeros among them, and how.
+    """All rows that are read, zeros among them, and how they are read.
 
     What will be `multiplier` times as large had better be padded before: 18.7 to 16.9 ms with gradients on 4, 16000, 16
     with 9 taps and 2, 10.0 to 8.0 on 64, 250, 24 with 6 and 3, 3.8 to 2.6 forward on 32, 400, 12 with 60 taps and 4.
@@ -189,23 +193,23 @@ def padded(x, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     return x, geometry._replace(length=x.shape[TIME], low=0, high=0)
 
 
-def pad(x, before: int, after: int, lanes: int = 0, flat: bool = True) -> jax.Array:
-    """Zeros around the rows and, if asked for, `lanes` of them behind the channels.
+def pad(x, before: int, after: int, flat: bool = True) -> jax.Array:
+    """Zeros around the rows.
 
     `flat` takes rows and all that is behind them as one axis, over which XLA's CPU backend makes one long loop: 0.28 to
     0.12 ms on 16000, 64, and half the time to compile, because LLVM unrolls a loop over 64 channels.
     """
-    if before == after == lanes == 0:
+    if before == after == 0:
         return x
     zero = lax.full_like(x, 0, shape=())
-    if flat and lanes == 0:
+    if flat:
         *outer, length = x.shape[: TIME + 1]
         inner = x.shape[TIME + 1 :]
         row = math.prod(inner)
         padded = lax.pad(lax.collapse(x, TIME), zero, [(0, 0, 0)] * TIME + [(before * row, after * row, 0)])
         return padded.reshape(*outer, before + length + after, *inner)
     config = [(0, 0, 0)] * x.ndim
-    config[TIME], config[-1] = (before, after, 0), (0, lanes, 0)
+    config[TIME] = (before, after, 0)
     return lax.pad(x, zero, config)
 
 
@@ -214,23 +218,20 @@ def repeated(x, multiplier: int) -> jax.Array:
     return lax.concatenate([x] * multiplier, x.ndim - 1)
 
 
-def is_copied(taps: int, geometry: Geometry, differentiated: bool) -> bool:
+def is_copied(taps: int, geometry: Geometry) -> bool:
     """Whether sums of so many products are taken over a padded copy, not in place and with sums for the edges."""
     outputs, (first, last) = geometry.output_length, geometry.interior
-    if (first, last) == (0, outputs):
+    if geometry.is_inside:
         return False
     mostly_edge = 2 * (last - first) <= outputs  # it costs little then
-    return mostly_edge or taps > (EDGED_WITH_GRADIENTS if differentiated else EDGED)
+    return mostly_edge or taps > EDGED
 
 
-def _by_pieces(
-    x, kernel, geometry: Geometry, differentiated: bool, in_place: bool, sums: Callable
-) -> jax.Array:
+def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) -> jax.Array:
     """`sums(x, kernel, start, count)` for all outputs."""
     _, size, multiplier, _ = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
-    copied = is_copied(0 if in_place else size * multiplier, geometry, differentiated)
-    if copied:
+    if is_copied(0 if in_place else size * multiplier, geometry):
         return sums(rows_read(x, geometry, 0, outputs, flat=not in_place), kernel, 0, outputs)
     middle = sums(x, kernel, first * geometry.strides - geometry.low, last - first)
     edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]

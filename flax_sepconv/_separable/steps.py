@@ -25,6 +25,11 @@ BROAD = 16
 on 32, 1024, 16 with 7 taps and 4 multipliers, 2.8 to 1.9 on 100, 24, 113 with 5 and 2; but 3.0 to 3.4 on 32, 1000, 12
 with 9 and 2, and 1.4 to 2.9 on 16, 1000, 3 with 25 and 4."""
 
+CROWDED = 512
+"""Channels times multipliers, or a multiple, with which rows share sets of the cache, but for one of ones behind them:
+2, 1600, 512 to 128 filters with 3 taps take 9.8 instead of 11.3 ms with gradients, 2048, 1536 to 80 13.1 instead of
+15.7."""
+
 SMALL = 1 << 17
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
 to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 276 to 276; but 17.7 to 23.7 on 3200 of
@@ -46,10 +51,7 @@ def apart(*arrays, result: str, precision, bias: bool, **params):
             h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
         )
         return y + pointwise[None, -1:].astype(dtype) if bias else y
-    h = lax.dot_general(
-        y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
-    )
-    return _depthwise_gradient(x, kernel, h, **params)
+    return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), **params)
 
 
 def recomputing(*arrays, result: str, **params):
@@ -73,9 +75,11 @@ def joined(
     """The same as XLA's CPU backend likes it, which works on float32 and float64.
 
     - The bias is a row of the product, with a channel of ones: another pass over the output takes as long as a third
-      of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2).
+      of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2). But where
+      there are gradients it is apart, which is faster to compile (`_pointwise_step`).
     - A convolution of one tap is a product for which XLA takes Eigen, not YNNPACK: 2.6 against 3.5 ms for 65536 rows
-      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower.
+      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower. The product with the
+      transposed kernel is YNNPACK's: Eigen's needs a transposed copy, 30 ms to compile, for 3 % of all gradients' time.
     - Few channels and many multipliers are one dense convolution, `_dense`.
     - The pointwise kernel's gradient shares the forward pass's depthwise output if XLA sees both in one program:
       memory is as for plain autodiff then, and time a tenth less.
@@ -93,13 +97,13 @@ def joined(
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
-        return _depthwise_gradient(x, kernel, _product(y, pointwise, precision, "WOI"), **params)
+        return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), **params)
     by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, **params)
-    h = _with_ones(h) if bias else h
-    return _to_output(h, pointwise, precision) if result == "output" else _to_pointwise(h, y, precision)
+    crowded = by_taps and multiplier * channels % CROWDED == 0
+    return _pointwise_step(h, pointwise, y, precision, bias, with_ones=not differentiated or crowded)
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
@@ -126,12 +130,35 @@ def _with_ones(h) -> jax.Array:
     return lax.concatenate([h, lax.full_like(h, 1, shape=(*h.shape[:2], 1))], 2)
 
 
-def _product(h, pointwise, precision, layout: str = "WIO") -> jax.Array:
-    """`(N, O, R)` and `(R, F)` to `(N, O, F)`; or `(N, O, F)` to `(N, O, R)` with the layout `"WOI"`."""
+def _pointwise_step(h, pointwise, y, precision, bias: bool, with_ones: bool) -> jax.Array:
+    """The output, or the pointwise gradient if `pointwise` is `None`, with a bias by a channel of ones or apart.
+
+    Apart, it takes a pass over the output and one over its gradient, 0 to 7 % of the time of all gradients, but none of
+    three kernels that join or part arrays, each of 16 to 40 ms to compile; and a loss may fuse the first.
+    """
+    if bias and with_ones:
+        h = _with_ones(h)
+    elif bias and y is None:
+        return _to_output(h, pointwise[:-1], precision) + pointwise[None, -1:]
+    elif bias:
+        gradient = _to_pointwise(h, y, precision)
+        return lax.concatenate([gradient, lax.expand_dims(lax.reduce_sum(y, (0, 1)), (0,))], 0)
+    return _to_output(h, pointwise, precision) if y is None else _to_pointwise(h, y, precision)
+
+
+def _product(h, pointwise, precision) -> jax.Array:
+    """`(N, O, R)` and `(R, F)` to `(N, O, F)`."""
     weights = lax.expand_dims(pointwise, (0,))
-    dimensions = ("NWC", layout, "NWC")
+    dimensions = ("NWC", "WIO", "NWC")
     return lax.conv_general_dilated(
         h, weights, (1,), "VALID", dimension_numbers=dimensions, precision=precision
+    )
+
+
+def _product_transposed(y, pointwise, precision) -> jax.Array:
+    """`(N, O, F)` and `(R, F)` to `(N, O, R)`."""
+    return lax.dot_general(
+        y, pointwise, (((2,), (1,)), ((), ())), precision=precision, preferred_element_type=pointwise.dtype
     )
 
 
@@ -234,14 +261,13 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             jnp.add, [kernel[:, m, :, None] * by_channel[None, m] for m in range(kernel.shape[1])]
         ).reshape(size * channels, -1)
         if result == "input":
-            windows = _product(y, dense, precision, "WOI")
+            windows = _product_transposed(y, dense, precision)
             x, _ = alike([jnp.zeros((y.shape[0], geometry.length, channels), y.dtype), windows])
             return jax.vjp(lambda x: _windows(x, geometry), x)[1](windows)[0]
-        windows = _windows(x, geometry)
-        windows = _with_ones(windows) if bias else windows
-        return _to_output(windows, jnp.concatenate([dense, last]), precision)
+        weights = lax.concatenate([dense, last], 0)
+        return _pointwise_step(_windows(x, geometry), weights, None, precision, bias, with_ones=True)
     # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
-    gradient = _to_pointwise(_with_ones(_windows(x, geometry)), y, precision)
+    gradient = _pointwise_step(_windows(x, geometry), None, y, precision, bias=True, with_ones=True)
     by_tap = gradient[:-1].reshape(size, channels, -1)
     if result == "kernel":
         return jnp.einsum("tcf,mcf->tmc", by_tap, by_channel, precision="highest")
