@@ -196,21 +196,6 @@ def test_sums_over_blocks_are_no_one_computation_with_their_layouts(kernel_size)
         assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
 
 
-@pytest.mark.parametrize(
-    ("length", "kernel_size", "dilation", "padding"),
-    [(240, 33, 1, (16, 16)), (300, 39, 1, (19, 19)), (298, 49, 1, (0, 0)), (500, 20, 2, (19, 19))],
-)
-def test_the_kernels_gradient_sums_what_is_copied(length, kernel_size, dilation, padding):
-    # Zeros or a moving slice within a sum are computed anew for each product and keep XLA from vectorizing.
-    geometry = Geometry(length, kernel_size, 1, dilation, *padding)
-    x, cotangent = jnp.ones((1, 8, length, 8)), jnp.ones((1, 8, geometry.output_length, 1, 8))
-    gradient = jax.jit(correlation.kernel_gradient, static_argnums=2)
-    program = gradient.lower(x, cotangent, geometry).compile().as_text()
-    summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
-    assert summing
-    assert not [each for each in summing if re.search(r" (pad|dynamic-slice)\(", each)]
-
-
 @pytest.mark.parametrize("kernel_size", [3, 7, 12, 25])
 def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")

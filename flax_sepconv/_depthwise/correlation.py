@@ -29,8 +29,8 @@ WIDTH = 20
 """Taps of one elementwise sum, at most as many as there are outputs in its blocks: 17 taps take 117 ms of CPU to
 compile, in two sums 134. Of 32, 6.4 against 3.6 ms for 31 taps on 16, 400, 256."""
 
-LEAST_BLOCK, MOST_BLOCK = 16, 20
-"""Outputs in a block of these, if there are fewer taps: as many as make whole blocks, else the first."""
+LEAST_BLOCK = 16
+"""Outputs in a block of these, if there are fewer taps."""
 
 PIECE = 64
 """Taps of one step of the loop for more of them."""
@@ -194,8 +194,8 @@ def _block_of_reduction(geometry: Geometry) -> int:
 
 
 def _block_of_sums(geometry: Geometry) -> int:
-    width = _width(_pieces(geometry.kernel_size)[1])
-    return _block(geometry.output_length, max(width, LEAST_BLOCK), max(width * 5 // 4, MOST_BLOCK))
+    least = max(_width(_pieces(geometry.kernel_size)[1]), LEAST_BLOCK)
+    return _block(geometry.output_length, least, least * 5 // 4)
 
 
 def _block(count: int, least: int, most: int) -> int:

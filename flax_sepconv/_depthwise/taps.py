@@ -28,7 +28,7 @@ sums take longer to compile, so where there are gradients all is padded: on six 
 
 FEW = 20
 """Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
-forward), as long for 13, and less for 31 (1.7 to 1.4 s with gradients)."""
+forward), as long for 13, and less for 31 (1.7 to 1.4 s when gradients had edges too)."""
 
 TERMS = 96
 """Products in one sum of the input's gradient; beyond, each multiplier has a sum of its own, in a loop. On 8, 1000, 64:
