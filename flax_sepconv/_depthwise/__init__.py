@@ -12,7 +12,7 @@ from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
 from flax_sepconv._depthwise.primitive import contract
 from flax_sepconv._dtypes import wide
 
-__all__ = ["IMPLEMENTATIONS", "Geometry", "contract", "definition", "depthwise"]
+__all__ = ["IMPLEMENTATIONS", "Geometry", "contract", "definition", "depthwise", "multipliers_first"]
 
 
 def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | None) -> jax.Array:
@@ -28,8 +28,15 @@ def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | No
     Returns:
         `(N, O, M, C)`: multipliers before channels, the other way round than in Keras.
     """
-    slots = {"input": x[None], "kernel": kernel.swapaxes(1, 2)[None]}
+    slots = {"input": x[None], "kernel": multipliers_first(kernel)[None]}
     return contract(slots, geometry=geometry, precision=precision, implementation=implementation)[0]
+
+
+def multipliers_first(kernel) -> jax.Array:
+    """`(K, C, M)` to `(K, M, C)`, for one multiplier not as a transpose, whose gradient XLA would copy."""
+    if kernel.shape[2] == 1:
+        return lax.expand_dims(lax.squeeze(kernel, (2,)), (1,))
+    return kernel.swapaxes(1, 2)
 
 
 def definition(x, kernel, geometry: Geometry, channel_axis: int, precision) -> jax.Array:

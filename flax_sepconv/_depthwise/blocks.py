@@ -90,37 +90,48 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
     pieces = 1 if size <= TERMS else -(-size // PIECE)
     width = -(-size // pieces)
     last = (count - 1) * stride + geometry.span - geometry.low  # rows from the input's first that are read
-    blocks = _blocks(array, geometry.low, last - geometry.length)
-    shape = (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
-
-    def sums(blocks, kernel):
-        kernel = _spare(kernel)
-        if added:
-            terms = [list(enumerate(taps)) for taps in reversed(each_tap_of_each_multiplier(kernel))]
-        else:
-            terms = [[(None, tap)] for tap in each_tap(kernel)]
-        return summed(
-            _product(rows(blocks, t * dilation, count, stride, m, axes=(4, 2)), tap, shape)
-            for t, taps in enumerate(terms)
-            for m, tap in taps
-        )
-
+    blocks = _blocks(array, before=geometry.low, after=last - geometry.length)
+    static = {"count": count, "stride": stride, "dilation": dilation, "added": added}
     if pieces == 1:
-        return _channels(unfused(sums)(blocks, kernel), channels)
+        return _channels(unfused(_sums)(blocks, kernel, **static), channels=channels)
     # The last piece meets some rows again, with taps of zero: of rows beyond its window a NaN would reach an output.
     rest = size - (pieces - 1) * width
     kernel = _inserted(kernel, rest if added else size - rest, width - rest)
-    reach = (count - 1) * stride + (width - 1) * dilation + 1
-
-    def more(i, total, blocks, kernel):
-        some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
-        taps = lax.dynamic_slice_in_dim(kernel, (pieces - 1 - i if added else i) * width, width, 1)
-        return total + sums(some, taps)
 
     def step(i, total):
-        return unfused(more)(i, total, blocks, kernel)
+        return unfused(_more)(i, total, blocks, kernel, size=size, width=width, **static)
 
-    return _channels(lax.fori_loop(0, pieces, step, lax.full_like(blocks, 0, shape=shape)), channels)
+    total = lax.full_like(blocks, 0, shape=_shape_of_sums(blocks, kernel, count, added))
+    return _channels(lax.fori_loop(0, pieces, step, total), channels=channels)
+
+
+def _more(i, total, blocks, kernel, *, size: int, width: int, count: int, stride: int, dilation: int, added):
+    """`total`, and in a step of the loop the sums of `width` taps, of `size` in all."""
+    reach = (count - 1) * stride + (width - 1) * dilation + 1
+    some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
+    first = kernel.shape[1] - width - i * width if added else i * width
+    taps = lax.dynamic_slice_in_dim(kernel, first, width, 1)
+    return total + _sums(some, taps, count=count, stride=stride, dilation=dilation, added=added)
+
+
+def _shape_of_sums(blocks, kernel, count: int, added: int | None) -> tuple[int, ...]:
+    return (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
+
+
+def _sums(blocks, kernel, *, count: int, stride: int, dilation: int, added: int | None) -> jax.Array:
+    """Of all taps, `count` for each block."""
+    shape = _shape_of_sums(blocks, kernel, count, added)
+    kernel = _spare(kernel)
+    kernel = kernel.reshape(*kernel.shape[:3], kernel.shape[3] // LANES, LANES)
+    if added:
+        terms = [list(enumerate(taps)) for taps in reversed(each_tap_of_each_multiplier(kernel))]
+    else:
+        terms = [[(None, tap)] for tap in each_tap(kernel)]
+    return summed(
+        _product(rows(blocks, t * dilation, count, stride, m, axes=(4, 2)), tap, shape)
+        for t, taps in enumerate(terms)
+        for m, tap in taps
+    )
 
 
 def _inserted(kernel, at: int, count: int) -> jax.Array:
@@ -130,18 +141,16 @@ def _inserted(kernel, at: int, count: int) -> jax.Array:
     return lax.concatenate([kernel[:, :at], zeros, kernel[:, at:]], 1)
 
 
-def _blocks(array, before: int, after: int) -> jax.Array:
+@unfused
+def _blocks(array, *, before: int, after: int) -> jax.Array:
     """`(G, N, L, M, C)`, with so many rows of zeros around it, to `(G, N, M, blocks, rows, LANES)`."""
-
-    def blocks(array):
-        array = _spare(array)
-        array = array.reshape(*array.shape[:4], array.shape[4] // LANES, LANES).transpose(0, 1, 3, 4, 2, 5)
-        return _zeros(array, 4, before, after)
-
-    return unfused(blocks)(array)
+    array = _spare(array)
+    array = array.reshape(*array.shape[:4], array.shape[4] // LANES, LANES).transpose(0, 1, 3, 4, 2, 5)
+    return _zeros(array, 4, before, after)
 
 
-def _channels(array, channels: int) -> jax.Array:
+@unfused
+def _channels(array, *, channels: int) -> jax.Array:
     """`(G, N, M, blocks, O, LANES)` to `(G, N, O, M, C)`."""
     array = array.transpose(0, 1, 4, 2, 3, 5)
     return lax.slice_in_dim(lax.collapse(array, 4), 0, channels, 1, 4)
@@ -160,8 +169,7 @@ def _zeros(array, axis: int, before: int, after: int) -> jax.Array:
 
 
 def _product(rows, tap, shape: tuple[int, ...]) -> jax.Array:
-    """`(G, N, M, blocks, O, LANES)` times `(G, 1, M, blocks * LANES)`."""
-    tap = tap.reshape(*tap.shape[:3], tap.shape[3] // LANES, LANES)
-    return lax.mul(
-        lax.broadcast_in_dim(rows, shape, range(6)), lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5))
-    )
+    """`(G, N, M, blocks, O, LANES)` times `(G, 1, M, blocks, LANES)`."""
+    if rows.shape != shape:
+        rows = lax.broadcast_in_dim(rows, shape, range(6))
+    return lax.mul(rows, lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5)))

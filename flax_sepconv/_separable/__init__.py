@@ -3,7 +3,7 @@
 import jax
 from jax import lax
 
-from flax_sepconv._depthwise import Geometry
+from flax_sepconv._depthwise import Geometry, multipliers_first
 from flax_sepconv._separable.primitive import contract
 
 __all__ = ["separable"]
@@ -35,7 +35,7 @@ def separable(
     _, channels, multiplier = depthwise_kernel.shape
     by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
     pointwise = lax.collapse(by_multiplier, 0, 2)
-    slots = {"input": x, "kernel": depthwise_kernel.swapaxes(1, 2), "pointwise": pointwise}
+    slots = {"input": x, "kernel": multipliers_first(depthwise_kernel), "pointwise": pointwise}
     params = {"geometry": geometry, "precision": precision, "implementation": implementation}
     if bias is None or bias.dtype != x.dtype:  # in half precision it is added to what is not rounded yet
         y = contract(slots, bias=False, **params)
