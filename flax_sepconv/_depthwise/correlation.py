@@ -12,6 +12,7 @@ vectorizes the outer one, over channels, only if it can unroll the inner one. So
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +148,9 @@ def _by_sums(x, cotangent, geometry: Geometry) -> jax.Array:
         return unfused(_part)(x, blocks, first, width=width, stride=geometry.strides)
 
     if count <= UNROLLED:
-        gradient = lax.concatenate([part(lax.optimization_barrier(jnp.int32(i * width))) for i in range(count)], 1)
+        # With starts that XLA does not know it compiles one sum for all.
+        starts = [lax.optimization_barrier(jnp.int32(i * width)) for i in range(count)]
+        gradient = lax.concatenate([part(first) for first in starts], 1)
     else:
         gradient = lax.map(part, width * jnp.arange(count, dtype="int32")).swapaxes(0, 1)
         gradient = lax.collapse(gradient, 1, 3)
@@ -155,24 +158,26 @@ def _by_sums(x, cotangent, geometry: Geometry) -> jax.Array:
 
 
 def _part(x, g, first, **static) -> jax.Array:
+    """`(G, taps, C)`, in a call of its own, which frees the sums soon: 20.7 to 14.2 MB on 16, 400, 256 with 31 taps."""
     return lax.reduce_sum(unfused(_sums)(x, g, first, **static), (1, 2))
 
 
 def _sums(x, g, first, *, width: int, stride: int) -> jax.Array:
-    """`(G, N, rows, C)` and `(G, N, blocks, block, C)` to `(G, N, blocks, width, C)`, of so many taps from `first`."""
+    """`(G, N, rows, C)` and `(G, N, blocks, block, C)` to `(G, N, blocks, width, C)`, of so many taps from `first` on.
+
+    For each output of a block a slice from a moving start; XLA would write one slice for all of them.
+    """
     groups, batch, blocks, block, channels = g.shape
     shape = (groups, batch, blocks, width, channels)
     read = (groups, batch, blocks * block * stride, channels)
-    total = None
-    for j, outputs in enumerate(lax.split(g, [1] * block, 3)):
+
+    def product(j, outputs):
         some = lax.dynamic_slice(x, (0, 0, first + j * stride, 0), read, allow_negative_indices=False)
         windows = lax.reshape(some, (groups, batch, blocks, block * stride, channels))
-        product = lax.mul(
-            rows(windows, 0, width, 1, axes=(3, 4)),
-            lax.broadcast_in_dim(outputs, shape, range(5)),
-        )
-        total = product if total is None else lax.add(total, product)
-    return total
+        windows = rows(windows, 0, width, 1, axes=(3, 4))
+        return lax.mul(windows, lax.broadcast_in_dim(outputs, shape, range(5)))
+
+    return functools.reduce(lax.add, itertools.starmap(product, enumerate(lax.split(g, [1] * block, 3))))
 
 
 def _folded(geometry: Geometry) -> Geometry:

@@ -79,7 +79,11 @@ def _input_gradient_on_cpu(kernel, cotangent, geometry: Geometry) -> jax.Array:
 
 def _input_gradient_as_output(kernel, cotangent, geometry: Geometry) -> jax.Array:
     """The output of the cotangent and the reversed kernel; XLA compiles both once if they are of the same sizes."""
-    cotangent, kernel, geometry = lax.squeeze(cotangent, (3,)), lax.rev(kernel, (1,)), taps.backwards(geometry)
+    cotangent, kernel, geometry = (
+        lax.squeeze(cotangent, (3,)),
+        lax.rev(kernel, (1,)),
+        taps.backwards(geometry),
+    )
     form = blocks.output if blocks.pay("output", geometry, kernel.shape[3]) else _output_of_copy
     return lax.squeeze(unfused(form)(cotangent, kernel, geometry=geometry), (3,))
 
