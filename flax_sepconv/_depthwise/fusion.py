@@ -33,7 +33,8 @@ def unfused(function: Callable) -> Callable:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _call(function, ones, static, *squeezed):
     """What gives the result when it is called outside, where its axes of size one are put in."""
-    result = function(*map(lax.expand_dims, squeezed, ones), **dict(static))
+    with set_xla_metadata(inlineable=None):  # that of the call; on every operation it takes longer to compile
+        result = function(*map(lax.expand_dims, squeezed, ones), **dict(static))
     axes = _ones(result)
     return Partial(functools.partial(lax.expand_dims, dimensions=axes), lax.squeeze(result, axes))
 

@@ -7,6 +7,7 @@ Fourier transform on every device, whichever axis is split, and that of a loop o
 The axes along time stay whole here; `flax_sepconv.parallel` splits the sequence.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
 
 AXES = {"input": "gnlc", "kernel": "gkmc", "output": "gnomc"}
@@ -36,6 +38,9 @@ def by_parts(function: Callable, operands: Sequence[str], result: str) -> Callab
     rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(result)}"
 
     def call(a, b, **static):
+        if _undivided.get():
+            return function(a, b, **static)
+
         def partition(mesh, arrays, out):
             split = _split(zip((*operands, result), (*arrays, out), strict=True))
             summed = tuple(name for axis in contracted for name in split.get(axis, ()))
@@ -70,6 +75,23 @@ def _split(arrays) -> dict[str, tuple[str, ...]]:
             if names and axis not in TIME and axis not in split and not taken & set(names):
                 split[axis] = names
     return split
+
+
+_undivided = contextvars.ContextVar("_undivided", default=False)
+
+
+def lower(function: Callable, ctx: mlir.LoweringRuleContext, *operands):
+    """What a rule lowers to that computes `function(*operands)`.
+
+    For one device that is without `custom_partitioning`, through which everything is traced twice.
+    """
+    function = on_auto_axes(function, ctx.avals_out[0].sharding)
+    one = getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+    before = _undivided.set(one)
+    try:
+        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+    finally:
+        _undivided.reset(before)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.partitioning import AXES, asks_for_devices, on_auto_axes, result_sharding
+from flax_sepconv._depthwise.partitioning import AXES, asks_for_devices, lower, result_sharding
 from flax_sepconv._dtypes import wide
 
 SLOTS = tuple(AXES)
@@ -171,18 +171,22 @@ batching.primitive_batchers[depthwise_p] = _batch
 # --- Lowering ------------------------------------------------------------------------------------------------
 
 
-def _lowering(platform: str | None):
-    def compute(a, b, *, result, geometry, devices, **params):
-        # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
-        *_, multiplier, channels = (a if result == "input" else b).shape  # the kernel's, or the output's
-        function = implementations.choose(
-            result, geometry, multiplier * channels, platform=platform, **params
-        )
-        return function(a.astype(wide(a.dtype)), b.astype(wide(b.dtype))).astype(a.dtype)
+def compute(slots: Mapping[str, Any], *, platform: str | None, geometry: Geometry, **params) -> jax.Array:
+    """`contract` as it is lowered for a platform, for any other than those of `PLATFORMS` if it is `None`."""
+    (result,) = (slot for slot in SLOTS if slot not in slots)
+    a, b = (slots[slot] for slot in SLOTS if slot in slots)
+    *_, multiplier, channels = (a if result == "input" else b).shape  # the kernel's, or the output's
+    function = implementations.choose(result, geometry, multiplier * channels, platform=platform, **params)
+    # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.
+    return function(a.astype(wide(a.dtype)), b.astype(wide(b.dtype))).astype(a.dtype)
 
-    def rule(ctx, *operands, **params):
-        function = on_auto_axes(functools.partial(compute, **params), ctx.avals_out[0].sharding)
-        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+
+def _lowering(platform: str | None):
+    def rule(ctx, *operands, result, devices, **params):
+        def function(*operands):
+            return compute(dict(zip(_operands(result), operands, strict=True)), platform=platform, **params)
+
+        return lower(function, ctx, *operands)
 
     return rule
 

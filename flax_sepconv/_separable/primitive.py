@@ -32,7 +32,7 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from flax_sepconv._depthwise import implementations
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.partitioning import asks_for_devices, on_auto_axes, result_sharding
+from flax_sepconv._depthwise.partitioning import asks_for_devices, lower, result_sharding
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
 from flax_sepconv._separable import steps
@@ -150,9 +150,8 @@ batching.primitive_batchers[separable_p] = _batch
 
 def _lowering(platform: str | None):
     def rule(ctx, *operands, devices, **params):
-        function = functools.partial(steps.joined if platform == "cpu" else steps.recomputing, **params)
-        function = on_auto_axes(function, ctx.avals_out[0].sharding)
-        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+        steps_of_platform = steps.joined if platform == "cpu" else steps.recomputing
+        return lower(functools.partial(steps_of_platform, **params), ctx, *operands)
 
     return rule
 

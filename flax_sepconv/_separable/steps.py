@@ -4,13 +4,14 @@ What is here takes the three arrays of a contraction in the order of the slots, 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from flax_sepconv._depthwise import Geometry, blocks, contract, taps
+from flax_sepconv._depthwise import Geometry, blocks, compute, contract, taps
 from flax_sepconv._depthwise.partitioning import by_parts
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
@@ -38,10 +39,10 @@ to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 2
 
 def apart(*arrays, result: str, precision, bias: bool, **params):
     """One step after the other, as `_separable.primitive.contract` says."""
-    params["precision"] = precision
+    depthwise = functools.partial(contract, precision=precision, **params)
     x, kernel, pointwise, y = _by_slot(result, arrays)
     if result in ("output", "pointwise"):
-        h = _depthwise_output(x, kernel, **params)
+        h = _depthwise_output(x, kernel, depthwise)
         if result == "pointwise":
             gradient = _over_rows(h, y, precision)
             return jnp.concatenate([gradient, y.sum((0, 1)).astype(x.dtype)[None]]) if bias else gradient
@@ -51,7 +52,7 @@ def apart(*arrays, result: str, precision, bias: bool, **params):
             h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
         )
         return y + pointwise[None, -1:].astype(dtype) if bias else y
-    return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), **params)
+    return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
 
 
 def recomputing(*arrays, result: str, **params):
@@ -88,6 +89,7 @@ def joined(
     differentiated = differentiated or result != "output"
     params = {"geometry": geometry, "precision": precision, "implementation": implementation}
     params["differentiated"] = differentiated
+    depthwise = functools.partial(compute, platform="cpu", **params)
     x, kernel, pointwise, y = _by_slot(result, arrays)
     narrow = jnp.finfo(arrays[0].dtype).bits < 32
     if narrow or export.is_symbolic_dim(geometry.length):
@@ -97,11 +99,11 @@ def joined(
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
-        return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), **params)
+        return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
     by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
-    h = _depthwise_output(x, kernel, **params)
+    h = _depthwise_output(x, kernel, depthwise)
     crowded = by_taps and multiplier * channels % CROWDED == 0
     return _pointwise_step(h, pointwise, y, precision, bias, with_ones=not differentiated or crowded)
 
@@ -112,17 +114,17 @@ def _by_slot(result: str, arrays) -> list[Any]:
     return [None if slot == result else next(given) for slot in SLOTS]
 
 
-def _depthwise_output(x, kernel, **params) -> jax.Array:
-    """`(N, L, C)` and `(K, M, C)` to `(N, O, M * C)`."""
-    y = contract({"input": lax.expand_dims(x, (0,)), "kernel": lax.expand_dims(kernel, (0,))}, **params)
+def _depthwise_output(x, kernel, depthwise: Callable) -> jax.Array:
+    """`(N, L, C)` and `(K, M, C)` to `(N, O, M * C)`, by a contraction of slots."""
+    y = depthwise({"input": lax.expand_dims(x, (0,)), "kernel": lax.expand_dims(kernel, (0,))})
     return lax.collapse(lax.squeeze(y, (0,)), 2)
 
 
-def _depthwise_gradient(x, kernel, h, **params) -> jax.Array:
+def _depthwise_gradient(x, kernel, h, depthwise: Callable) -> jax.Array:
     """The slot of `x` and `kernel` that is `None`, from the other and the gradient `(N, O, M * C)`."""
     slot, given = ("kernel", kernel) if x is None else ("input", x)
     h = h.reshape(1, *h.shape[:2], h.shape[2] // given.shape[-1], given.shape[-1])
-    return lax.squeeze(contract({slot: lax.expand_dims(given, (0,)), "output": h}, **params), (0,))
+    return lax.squeeze(depthwise({slot: lax.expand_dims(given, (0,)), "output": h}), (0,))
 
 
 def _with_ones(h) -> jax.Array:
