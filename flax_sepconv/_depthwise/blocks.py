@@ -11,16 +11,17 @@ import math
 import jax
 from jax import lax
 
+from flax_sepconv._depthwise.at_once import at_once
 from flax_sepconv._depthwise.fusion import unfused
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.taps import (
     TERMS,
     backwards,
     each_multiplier,
-    each_tap,
-    each_tap_of_each_multiplier,
+    product,
     repeated,
     rows,
+    slices,
     summed,
 )
 
@@ -121,18 +122,26 @@ def _shape_of_sums(blocks, kernel, count: int, added: int | None) -> tuple[int, 
 
 def _sums(blocks, kernel, *, count: int, stride: int, dilation: int, added: int | None) -> jax.Array:
     """Of all taps, `count` for each block."""
-    shape = _shape_of_sums(blocks, kernel, count, added)
     kernel = _spare(kernel)
     kernel = kernel.reshape(*kernel.shape[:3], kernel.shape[3] // LANES, LANES)
-    if added:
-        terms = [list(enumerate(taps)) for taps in reversed(each_tap_of_each_multiplier(kernel))]
-    else:
-        terms = [[(None, tap)] for tap in each_tap(kernel)]
-    return summed(
-        _product(rows(blocks, t * dilation, count, stride, m, axes=(4, 2)), tap, shape)
-        for t, taps in enumerate(terms)
-        for m, tap in taps
-    )
+    shape = _shape_of_sums(blocks, kernel, count, added)
+    return _sums_of_taps(blocks, kernel, shape=shape, stride=stride, dilation=dilation, added=added)
+
+
+@at_once
+def _sums_of_taps(ops, blocks, kernel, *, shape, stride: int, dilation: int, added: int | None):
+    """`(G, N, M, blocks, O, LANES)` of `(G, N, M or 1, blocks, rows, LANES)` and `(G, K, M, blocks, LANES)`."""
+    taps = slices(kernel, 1, ops)
+    meets = [enumerate(slices(tap, 2, ops)) for tap in reversed(taps)] if added else [[(None, tap)] for tap in taps]
+
+    def terms():
+        for t, meet in enumerate(meets):
+            for m, tap in meet:
+                some = rows(blocks, t * dilation, shape[4], stride, m, axes=(4, 2), ops=ops)
+                some = some if some.shape == shape else ops.broadcast_in_dim(some, shape, range(6))
+                yield product(some, tap, shape, (0, 1, 2, 3, 5), ops)
+
+    return summed(terms(), ops)
 
 
 def _inserted(kernel, at: int, count: int) -> jax.Array:
@@ -167,10 +176,3 @@ def _zeros(array, axis: int, before: int, after: int) -> jax.Array:
     config = [(0, 0, 0)] * array.ndim
     config[axis] = (before, after, 0)
     return lax.pad(array, lax.full_like(array, 0, shape=()), config)
-
-
-def _product(rows, tap, shape: tuple[int, ...]) -> jax.Array:
-    """`(G, N, M, blocks, O, LANES)` times `(G, 1, M, blocks, LANES)`."""
-    if rows.shape != shape:
-        rows = lax.broadcast_in_dim(rows, shape, range(6))
-    return lax.mul(rows, lax.broadcast_in_dim(tap, shape, (0, 1, 2, 3, 5)))

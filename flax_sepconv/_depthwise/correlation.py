@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from flax_sepconv._depthwise.at_once import at_once
 from flax_sepconv._depthwise.fusion import unfused
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TIME, pad, repeated, rows, rows_read
+from flax_sepconv._depthwise.taps import TIME, pad, product, repeated, rows, rows_read, slices
 
 BLOCK = 8  # outputs in a block of a reduction
 MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
@@ -151,11 +151,11 @@ def _by_sums(x, cotangent, geometry: Geometry) -> jax.Array:
 
     if count <= UNROLLED:
         # With starts that XLA does not know it compiles one sum for all.
-        *parts, last = (part(lax.optimization_barrier(jnp.uint32(i * width))) for i in range(count))
+        *parts, last = (part(lax.optimization_barrier(jnp.int32(i * width))) for i in range(count))
         rest = (size - (count - 1) * width) * channels
         gradient = _side_by_side([*parts, lax.slice_in_dim(last, 0, rest, 1, 1)])
     else:
-        gradient = lax.map(part, width * jnp.arange(count, dtype="uint32")).swapaxes(0, 1)
+        gradient = lax.map(part, width * jnp.arange(count, dtype="int32")).swapaxes(0, 1)
         gradient = lax.slice_in_dim(lax.collapse(gradient, 1), 0, size * channels, 1, 1)
     return gradient.reshape(groups, size, channels)
 
@@ -167,33 +167,35 @@ def _side_by_side(parts: Sequence[jax.Array]) -> jax.Array:
     return lax.expand_dims(lax.concatenate([lax.squeeze(part, (0,)) for part in parts], 0), (0,))
 
 
-def _part(x, g, first, **static) -> jax.Array:
+def _part(x, g, first, *, width: int, stride: int) -> jax.Array:
     """`(G, taps * C)`, in a call of its own, which frees the sums soon: 20.7 to 14.2 MB on 16, 400, 256 with 31 taps.
 
     Flat, because XLA copies `(taps, C)` to make it `(taps, C, 1)`, and LLVM unrolls what joins parts of 64 channels: 75
     against 7 ms to compile for 39 taps.
     """
-    return lax.collapse(lax.reduce_sum(unfused(_sums)(x, g, first, **static), (1, 2)), 1)
+    shape = (*g.shape[:3], width, g.shape[4])
+    sums = unfused(_sums)(x, g, first, shape=shape, stride=stride)
+    return lax.collapse(lax.reduce_sum(sums, (1, 2)), 1)
 
 
-def _sums(x, g, first, *, width: int, stride: int) -> jax.Array:
+@at_once
+def _sums(ops, x, g, first, *, shape, stride: int):
     """`(G, N, rows, C)` and `(G, N, blocks, block, C)` to `(G, N, blocks, width, C)`, of so many taps from `first` on.
 
     For each output of a block a slice from a moving start; XLA would write one slice for all of them.
     """
     groups, batch, blocks, block, channels = g.shape
-    shape = (groups, batch, blocks, width, channels)
-    read = (groups, batch, blocks * block * stride, channels)
-    zero = np.uint32(0)  # of unsigned indices JAX does not ask whether they count from the end
+    zero = ops.full((), 0, "int32")
 
-    def product(j, outputs):
-        start = lax.add(first, np.uint32(j * stride))
-        some = lax.dynamic_slice(x, (zero, zero, start, zero), read)
-        windows = lax.reshape(some, (groups, batch, blocks, block * stride, channels))
-        windows = rows(windows, 0, width, 1, axes=(3, 4))
-        return lax.mul(windows, lax.broadcast_in_dim(outputs, shape, range(5)))
+    def of_output(j, outputs):
+        start = ops.add(first, ops.full((), j * stride, "int32"))
+        read = (groups, batch, blocks * block * stride, channels)
+        windows = ops.dynamic_slice(x, (zero, zero, start, zero), read)
+        windows = ops.reshape(windows, (groups, batch, blocks, block * stride, channels))
+        windows = rows(windows, 0, shape[3], 1, axes=(3, 4), ops=ops)
+        return product(windows, outputs, shape, range(5), ops)
 
-    return functools.reduce(lax.add, itertools.starmap(product, enumerate(lax.split(g, [1] * block, 3))))
+    return functools.reduce(ops.add, itertools.starmap(of_output, enumerate(slices(g, 3, ops))))
 
 
 def _folded(geometry: Geometry) -> Geometry:

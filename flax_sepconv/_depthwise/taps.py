@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 from jax import lax
 
+from flax_sepconv._depthwise.at_once import at_once
 from flax_sepconv._depthwise.geometry import Geometry
 
 TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
@@ -62,16 +63,26 @@ def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
     `in_place` reads `x` without a copy, however many taps and multipliers: on a GPU, XLA would make it anew for every
     tap.
     """
-    multiplier = kernel.shape[2]
 
     def sums(x, kernel, start, count):
-        x = lax.broadcast_in_dim(x, (*x.shape[:3], multiplier, x.shape[3]), (0, 1, 2, 4))
-        return summed(
-            _product(rows(x, start + t * geometry.dilation, count, geometry.strides), tap)
-            for t, tap in enumerate(each_tap(kernel))
-        )
+        starts = tuple(start + t * geometry.dilation for t in range(geometry.kernel_size))
+        shape = (*x.shape[:2], count, *kernel.shape[2:])
+        return _output_sums(x, kernel, shape=shape, starts=starts, stride=geometry.strides)
 
     return _by_pieces(x, kernel, geometry, in_place, sums)
+
+
+@at_once
+def _output_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int):
+    """`(G, N, O, M, C)` of `(G, N, rows, C)` and `(G, K, M, C)`, whose taps meet rows from `starts` on."""
+    x = ops.broadcast_in_dim(x, (*x.shape[:3], *shape[3:]), (0, 1, 2, 4))
+    return summed(
+        (
+            product(rows(x, start, shape[2], stride, ops=ops), tap, shape, (0, 2, 3, 4), ops)
+            for start, tap in zip(starts, slices(kernel, 1, ops), strict=True)
+        ),
+        ops,
+    )
 
 
 def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
@@ -83,16 +94,27 @@ def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False
         return _strided_input_gradient(kernel, cotangent, geometry, in_place)
 
     def sums(g, kernel, start, count):
-        return summed(
-            _product(rows(g, start + t * geometry.dilation, count, 1, m), tap)
-            for t, taps in enumerate(reversed(each_tap_of_each_multiplier(kernel)))
-            for m, tap in enumerate(taps)
-        )
+        meets = tuple((t, start + (size - 1 - t) * geometry.dilation) for t in reversed(range(size)))
+        return _gradient_sums(g, kernel, shape=(*g.shape[:2], count, 1, g.shape[4]), meets=meets)
 
     cotangent, geometry = (
         (cotangent, backwards(geometry)) if in_place else padded(cotangent, backwards(geometry))
     )
     return lax.squeeze(_by_pieces(cotangent, kernel, geometry, in_place, sums), (3,))
+
+
+@at_once
+def _gradient_sums(ops, g, kernel, *, shape, meets: Sequence[tuple[int, int]]):
+    """`(G, N, rows, 1, C)` of `(G, N, O, M, C)` and `(G, K, M, C)`, of taps and the first outputs that they meet."""
+    taps = [slices(tap, 2, ops) for tap in slices(kernel, 1, ops)]
+    return summed(
+        (
+            product(rows(g, first, shape[2], 1, m, ops=ops), tap, shape, (0, 2, 3, 4), ops)
+            for t, first in meets
+            for m, tap in enumerate(taps[t])
+        ),
+        ops,
+    )
 
 
 def backwards(geometry: Geometry) -> Geometry:
@@ -131,48 +153,50 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     offsets = [offset for phase in meets for _, offset in phase]
     before, after = max(-min(offsets), 0), max(max(offsets) + count - geometry.output_length, 0)
     g = pad(cotangent, before, after, flat=not in_place)
-    taps = each_tap_of_each_multiplier(kernel)
+    shape = (groups, batch, count, 1, channels)
     phases = [
-        summed(
-            _product(rows(g, offset + before, count, 1, m), tap)
-            for t, offset in phase
-            for m, tap in enumerate(taps[t])
-        )
+        _gradient_sums(g, kernel, shape=shape, meets=tuple((t, offset + before) for t, offset in phase))
         if phase
-        else lax.full_like(cotangent, 0, shape=(groups, batch, count, 1, channels))
+        else lax.full_like(cotangent, 0, shape=shape)
         for phase in meets
     ]
     gradient = lax.concatenate(phases, TIME + 1).reshape(groups, batch, count * stride, channels)
     return lax.slice_in_dim(gradient, 0, geometry.length, 1, TIME)
 
 
-def _product(x, tap) -> jax.Array:
-    """`(G, N, O, M, C)` times one tap."""
-    return lax.mul(x, lax.broadcast_in_dim(tap, x.shape, (0, 2, 3, 4)))
+def product(x, tap, shape: Sequence[int], axes: Sequence[int], ops=lax):
+    """`x` times one tap, which has these axes of the shape."""
+    return ops.mul(x, ops.broadcast_in_dim(tap, shape, axes))
 
 
-def each_tap(kernel) -> Sequence[jax.Array]:
-    """`(G, 1, M, C)` for each tap of `(G, K, M, C)`: one equation, which JAX traces and lowers faster than slices."""
-    return lax.split(kernel, [1] * kernel.shape[1], 1)
-
-
-def each_tap_of_each_multiplier(kernel) -> list[Sequence[jax.Array]]:
-    """`(G, 1, 1, C)` for each multiplier of each tap."""
-    return [lax.split(tap, [1] * tap.shape[2], 2) if tap.shape[2] > 1 else [tap] for tap in each_tap(kernel)]
+def slices(array, axis: int, ops=lax) -> list:
+    """All slices of size one along an axis."""
+    starts, stops = [0] * len(array.shape), [*array.shape]
+    each = []
+    for i in range(array.shape[axis]):
+        starts[axis], stops[axis] = i, i + 1
+        each.append(ops.slice(array, starts, stops) if array.shape[axis] > 1 else array)
+    return each
 
 
 def rows(
-    x, start: int, count: int, stride: int, m: int | None = None, axes: tuple[int, int] = (TIME, TIME + 1)
-) -> jax.Array:
+    x,
+    start: int,
+    count: int,
+    stride: int,
+    m: int | None = None,
+    axes: tuple[int, int] = (TIME, TIME + 1),
+    ops=lax,
+):
     """`count` rows in steps of `stride`, of one multiplier if `m` is given, for axes of rows and of multipliers."""
-    starts, stops, strides = [0] * x.ndim, [*x.shape], [1] * x.ndim
+    starts, stops, strides = [0] * len(x.shape), [*x.shape], [1] * len(x.shape)
     starts[axes[0]], stops[axes[0]] = start, start + max((count - 1) * stride + 1, 0)
     strides[axes[0]] = stride
     if m is not None:
         starts[axes[1]], stops[axes[1]] = m, m + 1
     if stops == [*x.shape] and not any(starts) and stride == 1:
         return x
-    return lax.slice(x, starts, stops, strides if stride > 1 else None)
+    return ops.slice(x, starts, stops, strides if stride > 1 else None)
 
 
 def rows_read(x, geometry: Geometry, first: int, last: int, flat: bool = True) -> jax.Array:
@@ -263,12 +287,12 @@ def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Calla
     ]
 
 
-def summed(terms: Iterable[jax.Array]) -> jax.Array:
+def summed(terms: Iterable, ops=lax):
     """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
     terms = list(terms)
     count = max((len(terms) + CHAIN // 2) // CHAIN, 1)
     ends = [i * len(terms) // count for i in range(count + 1)]
-    sums = [functools.reduce(lax.add, terms[a:b]) for a, b in itertools.pairwise(ends)]
+    sums = [functools.reduce(ops.add, terms[a:b]) for a, b in itertools.pairwise(ends)]
     while len(sums) > 1:
-        sums = [functools.reduce(lax.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        sums = [functools.reduce(ops.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
     return sums[0]
