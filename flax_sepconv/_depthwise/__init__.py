@@ -12,7 +12,15 @@ from flax_sepconv._depthwise.implementations import NAMES as IMPLEMENTATIONS
 from flax_sepconv._depthwise.primitive import compute, contract
 from flax_sepconv._dtypes import wide
 
-__all__ = ["IMPLEMENTATIONS", "Geometry", "compute", "contract", "definition", "depthwise", "multipliers_first"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Geometry",
+    "compute",
+    "contract",
+    "definition",
+    "depthwise",
+    "multipliers_first",
+]
 
 
 def depthwise(x, kernel, geometry: Geometry, precision, implementation: str | None) -> jax.Array:

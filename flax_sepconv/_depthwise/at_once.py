@@ -42,38 +42,33 @@ class Ops:
     """Functions of `lax`, which write StableHLO where they are called."""
 
     @staticmethod
-    def add(a: Value, b: Value) -> Value:  # noqa: D102
+    def add(a: Value, b: Value) -> Value:
         return Value(stablehlo.add(a.value, b.value))
 
     @staticmethod
-    def mul(a: Value, b: Value) -> Value:  # noqa: D102
+    def mul(a: Value, b: Value) -> Value:
         return Value(stablehlo.multiply(a.value, b.value))
 
     @staticmethod
-    def full(shape, fill_value, dtype) -> Value:  # noqa: D102
-        value = ir.DenseElementsAttr.get(np.full(shape, fill_value, dtype))
-        return Value(stablehlo.constant(value))
+    def full(shape, fill_value, dtype) -> Value:
+        return Value(mlir.ir_constant(np.full(shape, fill_value, dtype)))
 
     @staticmethod
-    def slice(x: Value, starts, limits, strides=None) -> Value:  # noqa: D102
-        return Value(stablehlo.slice(x.value, *map(_integers, (starts, limits, strides or [1] * len(x.shape)))))
+    def slice(x: Value, starts, limits, strides=None) -> Value:
+        strides = [1] * len(x.shape) if strides is None else [*strides]
+        return Value(stablehlo.slice(x.value, [*starts], [*limits], strides))
 
     @staticmethod
-    def dynamic_slice(x: Value, starts, sizes) -> Value:  # noqa: D102
-        starts = [start.value for start in starts]
-        return Value(stablehlo.dynamic_slice(x.value, starts, _integers(sizes)))
+    def dynamic_slice(x: Value, starts, sizes) -> Value:
+        return Value(stablehlo.dynamic_slice(x.value, [start.value for start in starts], [*sizes]))
 
     @staticmethod
-    def reshape(x: Value, shape) -> Value:  # noqa: D102
+    def reshape(x: Value, shape) -> Value:
         return Value(stablehlo.reshape(_like(x, shape), x.value))
 
     @staticmethod
-    def broadcast_in_dim(x: Value, shape, axes) -> Value:  # noqa: D102
-        return Value(stablehlo.broadcast_in_dim(_like(x, shape), x.value, _integers(axes)))
-
-
-def _integers(values) -> ir.Attribute:
-    return ir.DenseI64ArrayAttr.get([*values])
+    def broadcast_in_dim(x: Value, shape, axes) -> Value:
+        return Value(stablehlo.broadcast_in_dim(_like(x, shape), x.value, [*axes]))
 
 
 def _like(x: Value, shape) -> ir.Type:

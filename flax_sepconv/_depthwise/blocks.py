@@ -132,7 +132,11 @@ def _sums(blocks, kernel, *, count: int, stride: int, dilation: int, added: int 
 def _sums_of_taps(ops, blocks, kernel, *, shape, stride: int, dilation: int, added: int | None):
     """`(G, N, M, blocks, O, LANES)` of `(G, N, M or 1, blocks, rows, LANES)` and `(G, K, M, blocks, LANES)`."""
     taps = slices(kernel, 1, ops)
-    meets = [enumerate(slices(tap, 2, ops)) for tap in reversed(taps)] if added else [[(None, tap)] for tap in taps]
+    meets = (
+        [enumerate(slices(tap, 2, ops)) for tap in reversed(taps)]
+        if added
+        else [[(None, tap)] for tap in taps]
+    )
 
     def terms():
         for t, meet in enumerate(meets):
