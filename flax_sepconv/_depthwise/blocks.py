@@ -33,12 +33,13 @@ WAY = 1024
 SOME = 20
 """Taps from which the two passes pay, if the taps of all channels are more than `NEAR`."""
 
-NEAR = {False: 5 * WAY, True: 10 * WAY}
+NEAR = {False: 5 * WAY, True: 16 * WAY}
 """Floats that stay in the first cache together with what they meet, and what is taken to where there are gradients: two
-layouts less to compile (221 to 190 ms for 33 taps on 256 channels) for a step that may take up to half more."""
+layouts less to compile (221 to 188 ms for 33 taps on 256 channels), for sums that take 0.6 to 1.5 times as long."""
 
-CROWDED = 12 * WAY
-"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
+CROWDED = {False: 12 * WAY, True: 20 * WAY}
+"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share, and again
+what is taken to where there are gradients."""
 
 PIECE = 48
 """Taps of one step of the loop for more than `TERMS`. Steps of 96 are slower (3.9 to 6.0 ms for 129 taps on 8, 2048,
@@ -60,7 +61,7 @@ def pay(result: str, geometry: Geometry, channels: int, differentiated: bool) ->
     """
     size = geometry.kernel_size
     by_taps, by_rows = math.gcd(channels, WAY), math.gcd(geometry.dilation * channels, WAY)
-    crowded = size * (by_taps + by_rows) // 2 >= CROWDED
+    crowded = size * (by_taps + by_rows) // 2 >= CROWDED[differentiated]
     many = size > TERMS or (size >= SOME and size * channels > NEAR[differentiated]) or crowded
     return many and may_take(result, geometry, channels)
 

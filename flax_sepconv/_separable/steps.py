@@ -26,10 +26,13 @@ BROAD = 16
 on 32, 1024, 16 with 7 taps and 4 multipliers, 2.8 to 1.9 on 100, 24, 113 with 5 and 2; but 3.0 to 3.4 on 32, 1000, 12
 with 9 and 2, and 1.4 to 2.9 on 16, 1000, 3 with 25 and 4."""
 
-CROWDED = 512
-"""Channels times multipliers, or a multiple, with which rows share sets of the cache, but for one of ones behind them:
-2, 1600, 512 to 128 filters with 3 taps take 9.8 instead of 11.3 ms with gradients, 2048, 1536 to 80 13.1 instead of
-15.7."""
+CROWDED = {True: 64, False: 512}
+"""Channels times multipliers, or a multiple, with which rows share sets of the cache in the sums of the pointwise
+gradient, but for one of ones behind them: 3.5 to 1.6 ms for these on 16384 rows of 64 channels to 64 filters, 0.85 to
+0.97 times as long for all gradients, and 20 ms more to compile. So the first is for few taps, which compile fast."""
+
+FEW = 16
+"""Taps up to which that is so."""
 
 SMALL = 1 << 17
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
@@ -105,7 +108,9 @@ def joined(
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, depthwise)
-    crowded = by_taps and multiplier * channels % CROWDED == 0
+    step = CROWDED[geometry.kernel_size <= FEW]
+    filters = (pointwise if y is None else y).shape[-1]
+    crowded = by_taps and h.shape[2] % step == 0 and h.shape[2] * filters < SMALL
     return _pointwise_step(h, pointwise, y, precision, bias, with_ones=not differentiated or crowded)
 
 
