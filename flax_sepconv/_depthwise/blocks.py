@@ -33,13 +33,11 @@ WAY = 1024
 SOME = 20
 """Taps from which the two passes pay, if the taps of all channels are more than `NEAR`."""
 
-NEAR = {False: 5 * WAY, True: 16 * WAY}
-"""Floats that stay in the first cache together with what they meet, and what is taken to where there are gradients: two
-layouts less to compile (221 to 188 ms for 33 taps on 256 channels), for sums that take 0.6 to 1.5 times as long."""
+NEAR = 16 * WAY
+"""Floats that stay in the nearer caches together with what they meet."""
 
-CROWDED = {False: 12 * WAY, True: 20 * WAY}
-"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share, and again
-what is taken to where there are gradients."""
+CROWDED = 20 * WAY
+"""Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
 
 PIECE = 48
 """Taps of one step of the loop for more than `TERMS`. Steps of 96 are slower (3.9 to 6.0 ms for 129 taps on 8, 2048,
@@ -51,18 +49,20 @@ def may_take(result: str, geometry: Geometry, channels: int) -> bool:
     return channels >= LANES and (result == "output" or geometry.strides == 1)
 
 
-def pay(result: str, geometry: Geometry, channels: int, differentiated: bool) -> bool:
-    """Whether these are faster than `taps`, by enough where there are gradients.
+def pay(result: str, geometry: Geometry, channels: int) -> bool:
+    """Whether these are faster than `taps`.
 
-    Outputs, `taps` to these, in ms: 2.9 to 1.8 for 33 taps on 8, 800, 256, 5.4 to 3.4 for 75 on 4, 800, 512, 1.7 to
-    1.25 for 20 on 8, 400, 512, 3.0 to 1.7 for 60 on 32, 400, 96; but 0.8 to 1.3 for 24 there, 1.9 to 2.3 for 60 on 32,
-    400, 64, and 6.8 to 9.6 for 17 on 8, 1600, 512. Rows that share sets of the cache are the same trouble with fewer:
-    0.86 to 0.46 for 31 taps 8 apart on 4, 800, 128, 9.6 to 5.3 for 16 on 4, 800, 1024.
+    By how much depends on the processor. With a first cache of 32 kB (AMD Zen) the output takes, in ms, 5.4 by `taps`
+    and 3.4 by these for 75 taps on 4, 800, 512; for 33 on 8, 800, 256 2.9 and 1.8; for 16 on 4, 800, 1024 9.6 and 5.3.
+    With 48 kB (Intel Xeon with AVX-512), both steps, for 75 taps 12.8 and 9.8; but for 33 4.5 and 5.8, for 16 4.5 and
+    7.7. Layouts take longer to compile too (33 taps with gradients: 188 against 221 ms), so the sizes above are from
+    where these are faster on both. On either there is little in it up to 128 channels (32, 400, 96 with 60 taps: 3.0
+    and 1.7, 2.8 and 2.9).
     """
     size = geometry.kernel_size
     by_taps, by_rows = math.gcd(channels, WAY), math.gcd(geometry.dilation * channels, WAY)
-    crowded = size * (by_taps + by_rows) // 2 >= CROWDED[differentiated]
-    many = size > TERMS or (size >= SOME and size * channels > NEAR[differentiated]) or crowded
+    crowded = size * (by_taps + by_rows) // 2 >= CROWDED
+    many = size > TERMS or (size >= SOME and size * channels > NEAR) or crowded
     return many and may_take(result, geometry, channels)
 
 

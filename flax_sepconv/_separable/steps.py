@@ -103,8 +103,7 @@ def joined(
         return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
-    by_blocks = blocks.pay("output", geometry, multiplier * channels, differentiated)
-    by_taps = implementation in (None, "taps") and not by_blocks
+    by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, depthwise)
