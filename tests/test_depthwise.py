@@ -197,6 +197,18 @@ def test_sums_over_blocks_are_no_one_computation_with_their_layouts(kernel_size)
         assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_sums_of_several_multipliers_read_a_kernel_in_their_order(padding):
+    # Fused with the transpose of the kernel, they do not vectorize.
+    config = fsc.SeparableConv1DConfig(8, 12, padding=padding, depth_multiplier=2)
+    params, x = fsc.init_params(jax.random.key(0), 16, config), jnp.ones((2, 120, 16))
+    gradient = jax.grad(lambda params, x: fsc.separable_conv1d(params, x, config).sum(), (0, 1))
+    program = jax.jit(gradient).lower(params, x).compile().as_text()
+    summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
+    assert summing
+    assert not [each for each in summing if " transpose(" in each]
+
+
 @pytest.mark.parametrize("kernel_size", [3, 7, 12, 25])
 def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")

@@ -30,6 +30,12 @@ def unfused(function: Callable) -> Callable:
     return call
 
 
+@unfused
+def written(array):
+    """The array, which XLA does not compute where it is read."""
+    return array
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _call(function, ones, static, *squeezed):
     """What gives the result when it is called outside, where its axes of size one are put in."""
