@@ -1,7 +1,7 @@
 """Many operations as one equation, for what is a sum of many terms.
 
-JAX traces and lowers each operation by itself, in 0.08 ms of Python: 12 ms for the sum of 39 taps, where XLA takes 60 to
-compile it. As one equation, whose lowering writes all of them at once, it takes 2; what comes out is the same.
+JAX traces and lowers each operation by itself, in 0.08 ms of Python: 12 ms for the sum of 39 taps, where XLA takes 60
+to compile it. As one equation, whose lowering writes all of them at once, it takes 2; what comes out is the same.
 """
 
 import functools
