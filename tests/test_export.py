@@ -95,6 +95,35 @@ def test_gradients_are_exported_too(kernel_size, multiplier, shape):
     jax.tree.map(assert_close, ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 3},
+        {"kernel_size": 33, "strides": 2},
+        {"kernel_size": 12, "depth_multiplier": 2},
+        {"kernel_size": 130},
+        {"kernel_size": 20, "dilation_rate": 3, "depth_multiplier": 3},
+        {"kernel_size": 5, "strides": 3, "depth_multiplier": 2},
+    ],
+)
+def test_gradients_of_any_batch_are_those_of_one(arguments):
+    # With a symbolic size each term of a sum is an equation, without all terms are one.
+    config = fsc.SeparableConv1DConfig(4, padding="same", **arguments)
+    params = fsc.init_params(jax.random.key(0), 8, config)
+    (batch,) = export.symbolic_shape("b")
+    x = jax.random.normal(jax.random.key(1), (3, 40, 8))
+
+    @jax.jit
+    def gradients(params, x):
+        return jax.grad(lambda params, x: jnp.sum(fsc.separable_conv1d(params, x, config) ** 2), (0, 1))(
+            params, x
+        )
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    program = export.export(gradients)(shapes, jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    jax.tree.map(assert_close, program.call(params, x), gradients(params, x))
+
+
 def test_program_runs_without_the_library(tmp_path):
     config = fsc.SeparableConv1DConfig(4, 5, padding="causal", activation="gelu")
     program, params = exported(config, "b, t, 3")
