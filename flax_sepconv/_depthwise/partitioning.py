@@ -38,7 +38,7 @@ def by_parts(function: Callable, operands: Sequence[str], result: str) -> Callab
     rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(result)}"
 
     def call(a, b, **static):
-        if _undivided.get():
+        if on_one_device():
             return function(a, b, **static)
 
         def partition(mesh, arrays, out):
@@ -77,7 +77,12 @@ def _split(arrays) -> dict[str, tuple[str, ...]]:
     return split
 
 
-_undivided = contextvars.ContextVar("_undivided", default=False)
+_one_device = contextvars.ContextVar("_one_device", default=False)
+
+
+def on_one_device() -> bool:
+    """Whether what is traced is being lowered for one device, on which nothing is divided."""
+    return _one_device.get()
 
 
 def lower(function: Callable, ctx: mlir.LoweringRuleContext, *operands):
@@ -86,12 +91,11 @@ def lower(function: Callable, ctx: mlir.LoweringRuleContext, *operands):
     For one device that is without `custom_partitioning`, through which everything is traced twice.
     """
     function = on_auto_axes(function, ctx.avals_out[0].sharding)
-    one = getattr(ctx.module_context.axis_context, "num_devices", None) == 1
-    before = _undivided.set(one)
+    before = _one_device.set(getattr(ctx.module_context.axis_context, "num_devices", None) == 1)
     try:
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
     finally:
-        _undivided.reset(before)
+        _one_device.reset(before)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from flax_sepconv._depthwise import Geometry, blocks, compute, contract, taps
-from flax_sepconv._depthwise.partitioning import by_parts
+from flax_sepconv._depthwise.partitioning import by_parts, on_one_device
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
 
@@ -110,7 +110,9 @@ def joined(
     step = CROWDED[geometry.kernel_size <= FEW]
     filters = (pointwise if y is None else y).shape[-1]
     crowded = by_taps and h.shape[2] % step == 0 and h.shape[2] * filters < SMALL
-    return _pointwise_step(h, pointwise, y, precision, bias, with_ones=not differentiated or crowded)
+    # Channels with one more could not stay divided among devices as they are.
+    with_ones = not differentiated or (crowded and on_one_device())
+    return _pointwise_step(h, pointwise, y, precision, bias, with_ones=with_ones)
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
