@@ -197,6 +197,17 @@ def test_sums_over_blocks_are_no_one_computation_with_their_layouts(kernel_size)
         assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
 
 
+@pytest.mark.parametrize("kernel_size", [3, 12, 25])  # reductions, one sum, two parts
+def test_the_kernels_gradient_is_not_copied_for_an_axis_of_size_one(kernel_size):
+    config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")
+    params, x = fsc.init_params(jax.random.key(0), 64, config), jnp.ones((2, 120, 64))
+    gradient = jax.grad(lambda params: (fsc.separable_conv1d(params, x, config) ** 2).sum())
+    program = jax.jit(gradient).lower(params).compile().as_text()
+    # XLA's other order of these axes is the same in memory, but it writes a kernel from one to the other.
+    assert f"f32[{kernel_size},64,1]{{2,1,0}}" in program
+    assert f"f32[{kernel_size},64,1]{{1,0,2}}" not in program
+
+
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_sums_of_several_multipliers_read_a_kernel_in_their_order(padding):
     # Fused with the transpose of the kernel, they do not vectorize.

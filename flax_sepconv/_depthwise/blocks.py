@@ -53,11 +53,10 @@ def pay(result: str, geometry: Geometry, channels: int) -> bool:
     """Whether these are faster than `taps`.
 
     By how much depends on the processor. With a first cache of 32 kB (AMD Zen) the output takes, in ms, 5.4 by `taps`
-    and 3.4 by these for 75 taps on 4, 800, 512; for 33 on 8, 800, 256 2.9 and 1.8; for 16 on 4, 800, 1024 9.6 and 5.3.
-    With 48 kB (Intel Xeon with AVX-512), both steps, for 75 taps 12.8 and 9.8; but for 33 4.5 and 5.8, for 16 4.5 and
-    7.7. Layouts take longer to compile too (33 taps with gradients: 188 against 221 ms), so the sizes above are from
-    where these are faster on both. On either there is little in it up to 128 channels (32, 400, 96 with 60 taps: 3.0
-    and 1.7, 2.8 and 2.9).
+    and 3.4 by these for 75 taps on 4, 800, 512; for 33 on 8, 800, 256 2.9 and 1.8; for 16 on 4, 800, 1024 9.6 and 5.3;
+    for 60 on 32, 400, 96 3.0 and 1.7. With 48 kB (Intel Xeon with AVX-512) both steps take 12.8 and 9.8; but 4.5 and
+    5.8, 4.5 and 7.7, 2.8 and 2.9. Layouts take longer to compile too (33 taps with gradients: 188 against 221 ms), so
+    the sizes above are from where these are faster on both.
     """
     size = geometry.kernel_size
     by_taps, by_rows = math.gcd(channels, WAY), math.gcd(geometry.dilation * channels, WAY)

@@ -164,12 +164,12 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     return lax.slice_in_dim(gradient, 0, geometry.length, 1, TIME)
 
 
-def product(x, tap, shape: Sequence[int], axes: Sequence[int], ops=lax):
+def product(x, tap, shape: Sequence[int], axes: Sequence[int], ops):
     """`x` times one tap, which has these axes of the shape."""
     return ops.mul(x, ops.broadcast_in_dim(tap, shape, axes))
 
 
-def slices(array, axis: int, ops=lax) -> list:
+def slices(array, axis: int, ops) -> list:
     """All slices of size one along an axis."""
     starts, stops = [0] * len(array.shape), [*array.shape]
     each = []
@@ -287,7 +287,7 @@ def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Calla
     ]
 
 
-def summed(terms: Iterable, ops=lax):
+def summed(terms: Iterable, ops):
     """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
     terms = list(terms)
     count = max((len(terms) + CHAIN // 2) // CHAIN, 1)

@@ -26,14 +26,6 @@ BROAD = 16
 on 32, 1024, 16 with 7 taps and 4 multipliers, 2.8 to 1.9 on 100, 24, 113 with 5 and 2; but 3.0 to 3.4 on 32, 1000, 12
 with 9 and 2, and 1.4 to 2.9 on 16, 1000, 3 with 25 and 4."""
 
-CROWDED = {True: 64, False: 512}
-"""Channels times multipliers, or a multiple, with which rows share sets of the cache in the sums of the pointwise
-gradient, but for one of ones behind them: 3.5 to 1.6 ms for these on 16384 rows of 64 channels to 64 filters, 0.85 to
-0.97 times as long for all gradients, and 20 ms more to compile. So the first is for few taps, which compile fast."""
-
-FEW = 16
-"""Taps up to which that is so."""
-
 SMALL = 1 << 17
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
 to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 276 to 276; but 17.7 to 23.7 on 3200 of
@@ -107,9 +99,8 @@ def joined(
     if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
         return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, depthwise)
-    step = CROWDED[geometry.kernel_size <= FEW]
     filters = (pointwise if y is None else y).shape[-1]
-    crowded = by_taps and h.shape[2] % step == 0 and h.shape[2] * filters < SMALL
+    crowded = by_taps and _crowded(h.shape[2], filters, geometry.kernel_size)
     # Channels with one more could not stay divided among devices as they are.
     with_ones = not differentiated or (crowded and on_one_device())
     return _pointwise_step(h, pointwise, y, precision, bias, with_ones=with_ones)
@@ -132,6 +123,17 @@ def _depthwise_gradient(x, kernel, h, depthwise: Callable) -> jax.Array:
     slot, given = ("kernel", kernel) if x is None else ("input", x)
     h = h.reshape(1, *h.shape[:2], h.shape[2] // given.shape[-1], given.shape[-1])
     return lax.squeeze(depthwise({slot: lax.expand_dims(given, (0,)), "output": h}), (0,))
+
+
+def _crowded(channels: int, filters: int, kernel_size: int) -> bool:
+    """Whether rows share sets of the cache in the pointwise gradient's sums, but for a channel of ones behind them.
+
+    For multiples of 64 channels, with which 16384 rows to 64 filters take 1.6 instead of 3.5 ms, and all gradients
+    0.85 to 0.97 times as long (3 taps on 2, 1600, 512 to 128 filters 9.8 instead of 11.3 ms, 4 on 2048, 1536 to 80 13.1
+    instead of 15.7). But it is 20 ms more to compile, so of many taps, which take long anyway, only for multiples of
+    512.
+    """
+    return channels % (64 if kernel_size <= 16 else 512) == 0 and channels * filters < SMALL
 
 
 def _with_ones(h) -> jax.Array:
