@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import flax_sepconv as fsc
-from flax_sepconv._depthwise import IMPLEMENTATIONS, Geometry, blocks, correlation, fusion, grouped, taps
+from flax_sepconv._depthwise import (
+    IMPLEMENTATIONS,
+    Geometry,
+    blocks,
+    correlation,
+    fusion,
+    grouped,
+    implementations,
+    taps,
+)
 from flax_sepconv._depthwise.primitive import SLOTS, contract
 from tests import reference
 
@@ -63,19 +72,13 @@ def test_every_contraction_is_the_grouped_convolutions(result, implementation, p
     assert_close(function(a, b), REFERENCE[result](a, b, geometry, "highest"))
 
 
-def output_of_all_rows(x, kernel, geometry):
-    """The output as it is where there are gradients."""
-    x, geometry = correlation.padded(x, geometry)
-    return taps.flat_output(x, kernel, geometry)
-
-
 # What sizes or a GPU ask for: many taps in pieces, sums in place. The thresholds are those of tests.
 FORMS = {
     "output": [
         blocks.output,
         taps.output,
         taps.flat_output,
-        output_of_all_rows,
+        implementations._output_of_copy,
         functools.partial(taps.output, in_place=True),
     ],
     "input": [
@@ -235,13 +238,19 @@ def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     assert len(re.findall(r" pad\(", program)) == of_input + of_depthwise_gradient
 
 
-@pytest.mark.parametrize("kernel_size", [3, 12])
-def test_an_empty_batch_has_a_kernel_gradient_of_zeros(kernel_size):
-    geometry = Geometry(40, kernel_size, 1, 1, 0, 0)
-    x, cotangent = jnp.ones((1, 0, 40, 4)), jnp.ones((1, 0, geometry.output_length, 2, 4))
-    np.testing.assert_array_equal(
-        correlation.kernel_gradient(x, cotangent, geometry), np.zeros((1, kernel_size, 2, 4))
-    )
+@pytest.mark.parametrize("axis", ["batch", "kernels"])
+@pytest.mark.parametrize("kernel_size", [3, 12, 100])
+def test_nothing_has_gradients_of_zeros(kernel_size, axis):
+    batch, kernels = (0, 2) if axis == "batch" else (3, 0)
+    x, kernels = jnp.ones((batch, 140, 4)), jnp.ones((kernels, kernel_size, 4, 1))
+
+    def layers(x, kernels):
+        return jax.vmap(functools.partial(fsc.depthwise_conv1d, x, padding="same"))(kernels)
+
+    y, vjp = jax.vjp(jax.jit(layers), x, kernels)
+    assert y.shape == (len(kernels), batch, 140, 4)
+    for gradient, of in zip(vjp(y), (x, kernels), strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros(of.shape))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.at_once import at_once
-from flax_sepconv._depthwise.fusion import unfused
+from flax_sepconv._depthwise.fusion import unfused, written
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.taps import TIME, pad, product, repeated, rows, rows_read, slices
 
@@ -43,8 +43,6 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
     groups, *_, multiplier, channels = cotangent.shape
     size = geometry.kernel_size
-    if cotangent.size == 0:
-        return lax.full_like(x, 0, shape=(groups, size, multiplier, channels))
     if geometry.dilation > 1 and geometry.strides > 1 and size > FEW:
         return plain_sums(x, cotangent, geometry)  # configs refuse this pair, so it need not be fast
     x, geometry = padded(x, geometry)
@@ -52,7 +50,9 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
         x = repeated(x, multiplier)
         cotangent = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
     form = _by_reduction if size <= FEW else _by_sums
-    return form(x, cotangent, geometry).reshape(groups, size, multiplier, channels)
+    gradient = form(x, cotangent, geometry).reshape(groups, size, multiplier, channels)
+    # For another order of its axes there would be two kernels, of which one only joins what `form` gives.
+    return written(gradient) if multiplier > 1 else gradient
 
 
 def padded(x, geometry: Geometry) -> tuple[jax.Array, Geometry]:

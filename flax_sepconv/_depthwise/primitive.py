@@ -86,17 +86,20 @@ depthwise_p.def_impl(functools.partial(xla.apply_primitive, depthwise_p))
 
 @depthwise_p.def_abstract_eval
 def _abstract(a, b, *, result, geometry: Geometry, **_):
+    shape = _shape(result, a, b, geometry)
+    return a.update(shape=shape, weak_type=False, sharding=result_sharding(AXES, result, a, b))
+
+
+def _shape(result: str, a, b, geometry: Geometry) -> tuple[int, ...]:
     shapes = dict(zip(_operands(result), (a.shape, b.shape), strict=True))
     if result == "output":
         (g, n, _, c), (_, _, m, _) = shapes["input"], shapes["kernel"]
-        shape = (g, n, geometry.output_length, m, c)
-    elif result == "input":
-        (_, _, m, c), (g, n, *_) = shapes["kernel"], shapes["output"]
-        shape = (g, n, geometry.length, c)
-    else:
-        g, _, _, m, c = shapes["output"]
-        shape = (g, geometry.kernel_size, m, c)
-    return a.update(shape=shape, weak_type=False, sharding=result_sharding(AXES, result, a, b))
+        return g, n, geometry.output_length, m, c
+    if result == "input":
+        (*_, c), (g, n, *_) = shapes["kernel"], shapes["output"]
+        return g, n, geometry.length, c
+    g, _, _, m, c = shapes["output"]
+    return g, geometry.kernel_size, m, c
 
 
 # --- Derivatives ---------------------------------------------------------------------------------------------
@@ -175,6 +178,8 @@ def compute(slots: Mapping[str, Any], *, platform: str | None, geometry: Geometr
     """`contract` as it is lowered for a platform, for any other than those of `PLATFORMS` if it is `None`."""
     (result,) = (slot for slot in SLOTS if slot not in slots)
     a, b = (slots[slot] for slot in SLOTS if slot in slots)
+    if 0 in (a.size, b.size):  # an empty batch of one axis or another, and no term in any sum
+        return lax.full_like(a, 0, shape=_shape(result, a, b, geometry))
     *_, multiplier, channels = (a if result == "input" else b).shape  # the kernel's, or the output's
     function = implementations.choose(result, geometry, multiplier * channels, platform=platform, **params)
     # float16 and bfloat16 are multiplied and summed in float32, where their products are exact.

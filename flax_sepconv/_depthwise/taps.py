@@ -48,7 +48,7 @@ def flat_output(x, kernel, geometry: Geometry) -> jax.Array:
     it, which makes them scalar: 9.5 against 6.5 ms forward on 4, 16000, 16 with 9 taps and 2 multipliers.
     """
     groups, size, multiplier, channels = kernel.shape
-    if multiplier <= 1:  # none, for the kernels of an empty axis
+    if multiplier == 1:
         return output(x, kernel, geometry)
     if is_copied(size, geometry):
         x, geometry = padded(x, geometry)

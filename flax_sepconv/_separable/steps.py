@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from flax_sepconv._depthwise import Geometry, blocks, compute, contract, taps
+from flax_sepconv._depthwise.fusion import written
 from flax_sepconv._depthwise.partitioning import by_parts, on_one_device
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
@@ -42,11 +43,8 @@ def apart(*arrays, result: str, precision, bias: bool, **params):
             gradient = _over_rows(h, y, precision)
             return jnp.concatenate([gradient, y.sum((0, 1)).astype(x.dtype)[None]]) if bias else gradient
         weights = pointwise[:-1] if bias else pointwise
-        dtype = wide(x.dtype)
-        y = lax.dot_general(
-            h, weights, (((2,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
-        )
-        return y + pointwise[None, -1:].astype(dtype) if bias else y
+        y = _product(h, weights, precision)
+        return y + pointwise[None, -1:].astype(y.dtype) if bias else y
     return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
 
 
@@ -74,8 +72,9 @@ def joined(
       of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2). But where
       there are gradients it is apart, which is faster to compile (`_pointwise_step`).
     - A convolution of one tap is a product for which XLA takes Eigen, not YNNPACK: 2.6 against 3.5 ms for 65536 rows
-      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower. The product with the
-      transposed kernel is YNNPACK's: Eigen's needs a transposed copy, 30 ms to compile, for 3 % of all gradients' time.
+      of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower, but for what `_tiled`
+      says. The product with the transposed kernel is YNNPACK's: Eigen's needs a transposed copy, 30 ms to compile, for
+      3 % of all gradients' time.
     - Few channels and many multipliers are one dense convolution, `_dense`.
     - The pointwise kernel's gradient shares the forward pass's depthwise output if XLA sees both in one program:
       memory is as for plain autodiff then, and time a tenth less.
@@ -92,7 +91,12 @@ def joined(
     channels = (kernel if x is None else x).shape[-1]
     multiplier = kernel.shape[1] if kernel is not None else pointwise.shape[0] // channels
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
-        return _dense(*arrays, result=result, geometry=geometry, precision=precision, bias=bias)
+        of_both = {"precision": precision, "bias": bias, "differentiated": differentiated}
+        return _dense(*arrays, result=result, geometry=geometry, **of_both)
+    if differentiated and multiplier > 1 and pointwise is not None:
+        # XLA would order its rows by multipliers anew for each product, in a kernel of its own.
+        weights = written(pointwise[:-1] if bias else pointwise)
+        pointwise = lax.concatenate([weights, pointwise[-1:]], 0) if bias else weights
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
     by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
@@ -103,7 +107,7 @@ def joined(
     crowded = by_taps and _crowded(h.shape[2], filters, geometry.kernel_size)
     # Channels with one more could not stay divided among devices as they are.
     with_ones = not differentiated or (crowded and on_one_device())
-    return _pointwise_step(h, pointwise, y, precision, bias, with_ones=with_ones)
+    return _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
@@ -141,7 +145,9 @@ def _with_ones(h) -> jax.Array:
     return lax.concatenate([h, lax.full_like(h, 1, shape=(*h.shape[:2], 1))], 2)
 
 
-def _pointwise_step(h, pointwise, y, precision, bias: bool, with_ones: bool) -> jax.Array:
+def _pointwise_step(
+    h, pointwise, y, precision, bias: bool, differentiated: bool, with_ones: bool
+) -> jax.Array:
     """The output, or the pointwise gradient if `pointwise` is `None`, with a bias by a channel of ones or apart.
 
     Apart, it takes a pass over the output and one over its gradient, 0 to 7 % of the time of all gradients, but none of
@@ -150,20 +156,19 @@ def _pointwise_step(h, pointwise, y, precision, bias: bool, with_ones: bool) -> 
     if bias and with_ones:
         h = _with_ones(h)
     elif bias and y is None:
-        return _to_output(h, pointwise[:-1], precision) + pointwise[None, -1:]
+        return _to_output(h, pointwise[:-1], precision, differentiated) + pointwise[None, -1:]
     elif bias:
         gradient = _to_pointwise(h, y, precision)
         return lax.concatenate([gradient, lax.expand_dims(lax.reduce_sum(y, (0, 1)), (0,))], 0)
-    return _to_output(h, pointwise, precision) if y is None else _to_pointwise(h, y, precision)
+    if y is None:
+        return _to_output(h, pointwise, precision, differentiated)
+    return _to_pointwise(h, y, precision)
 
 
 def _product(h, pointwise, precision) -> jax.Array:
-    """`(N, O, R)` and `(R, F)` to `(N, O, F)`."""
-    weights = lax.expand_dims(pointwise, (0,))
-    dimensions = ("NWC", "WIO", "NWC")
-    return lax.conv_general_dilated(
-        h, weights, (1,), "VALID", dimension_numbers=dimensions, precision=precision
-    )
+    """`(N, O, R)` and `(R, F)` to `(N, O, F)`, in at least float32."""
+    dimensions, dtype = (((2,), (0,)), ((), ())), wide(h.dtype)
+    return lax.dot_general(h, pointwise, dimensions, precision=precision, preferred_element_type=dtype)
 
 
 def _product_transposed(y, pointwise, precision) -> jax.Array:
@@ -180,14 +185,35 @@ def _over_rows(h, y, precision) -> jax.Array:
     )
 
 
-def _to_output(h, pointwise, precision) -> jax.Array:
+def _to_output(h, pointwise, precision, differentiated: bool) -> jax.Array:
     """`_product` of `(N, O, R)` and `(R, F)`; each row by itself, so devices may divide the windows, `w`, too."""
-    return by_parts(_output_part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+    part = _product if _tiled(pointwise.shape[1]) and not differentiated else _product_of_eigen
+    return by_parts(part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
 
 
-def _output_part(h, pointwise, precision) -> jax.Array:
-    y = _product(_halves(h) if _halved(h, pointwise.shape[1]) else h, pointwise, precision)
-    return y.reshape(*h.shape[:2], y.shape[2])
+def _tiled(filters: int) -> bool:
+    """Whether so many fill one or two of YNNPACK's tiles with AVX-512, or some with AVX2: then its product is faster.
+
+    Not by itself, but it wakes one thread less: 1.05 to 1.13 times as fast forward in the mean of six to twelve shapes
+    in six runs (Intel Xeon, two cores, jax 0.10), 0.99 and 0.97 with jax 0.8 and 0.12. With gradients, where other
+    work waits for these threads, it takes 1.08 times as long, as it does forward with other numbers of filters.
+    """
+    return filters in (64, 128)
+
+
+def _product_of_eigen(h, pointwise, precision) -> jax.Array:
+    """`_product` as a convolution of one tap."""
+    batch, outputs, _ = h.shape
+    rows = _halves(h) if _halved(h, pointwise.shape[1]) else h
+    y = lax.conv_general_dilated(
+        rows,
+        lax.expand_dims(pointwise, (0,)),
+        (1,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=precision,
+    )
+    return y.reshape(batch, outputs, y.shape[2])
 
 
 def _of_multipliers(x, kernel, pointwise, geometry: Geometry, precision, bias: bool) -> jax.Array:
@@ -258,7 +284,9 @@ def _dense_is_faster(kernel_size: int, channels: int, multiplier: int) -> bool:
     return columns <= multiplier * channels or (columns <= 64 and 4 * kernel_size <= 5 * multiplier)
 
 
-def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> jax.Array:
+def _dense(
+    *arrays, result: str, geometry: Geometry, precision, bias: bool, differentiated: bool
+) -> jax.Array:
     """Windows as rows, `w[n, o, (t, c)]`, times `d[(t, c), f]`, the sum over `m` of `k[t, m, c] * p[(m, c), f]`."""
     x, kernel, pointwise, y = _by_slot(result, arrays)
     size, channels = geometry.kernel_size, (kernel if x is None else x).shape[-1]
@@ -276,9 +304,11 @@ def _dense(*arrays, result: str, geometry: Geometry, precision, bias: bool) -> j
             x, _ = alike([jnp.zeros((y.shape[0], geometry.length, channels), y.dtype), windows])
             return jax.vjp(lambda x: _windows(x, geometry), x)[1](windows)[0]
         weights = lax.concatenate([dense, last], 0)
-        return _pointwise_step(_windows(x, geometry), weights, None, precision, bias, with_ones=True)
+        windows = _windows(x, geometry)
+        return _pointwise_step(windows, weights, None, precision, bias, differentiated, with_ones=True)
     # With ones in any case: it is the same product for the kernel and for the pointwise kernel with a bias.
-    gradient = _pointwise_step(_windows(x, geometry), None, y, precision, bias=True, with_ones=True)
+    windows = _windows(x, geometry)
+    gradient = _pointwise_step(windows, None, y, precision, True, differentiated, with_ones=True)
     by_tap = gradient[:-1].reshape(size, channels, -1)
     if result == "kernel":
         return jnp.einsum("tcf,mcf->tmc", by_tap, by_channel, precision="highest")
