@@ -112,6 +112,7 @@ def test_every_form_is_the_grouped_convolutions(result, problem, few, width, unr
         patch.setattr(correlation, "FEW", few)
         patch.setattr(correlation, "WIDTH", width)
         patch.setattr(correlation, "UNROLLED", unrolled)
+        patch.setattr(blocks, "UNROLLED", unrolled)
         fusion._call.clear_cache()  # traced once, whatever the thresholds
         for form in FORMS[result]:
             if form is blocks.input_gradient and geometry.strides > 1:

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 
 from flax_sepconv._depthwise.at_once import at_once
-from flax_sepconv._depthwise.fusion import unfused
+from flax_sepconv._depthwise.fusion import unfused, unknown
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.taps import (
     TERMS,
@@ -39,9 +39,12 @@ NEAR = 16 * WAY
 CROWDED = 20 * WAY
 """Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
 
-PIECE = 48
-"""Taps of one step of the loop for more than `TERMS`. Steps of 96 are slower (3.9 to 6.0 ms for 129 taps on 8, 2048,
-64), and no loop takes longer to compile (0.4 to 0.9 s of CPU for 257 taps)."""
+PIECE = 64
+"""Taps of one sum, where there are more than `TERMS`, which take longer to compile: 0.4 to 0.9 s of CPU for 257."""
+
+UNROLLED = 8
+"""Such sums up to which there is no loop over them, in which 257 taps on 8, 2048, 64 take 9.7 instead of 7.7 ms, and
+200 on 4, 800, 256 7.8 instead of 6.2. More take long to compile: 64 sums 8 s with gradients, in a loop 0.3."""
 
 
 def may_take(result: str, geometry: Geometry, channels: int) -> bool:
@@ -104,11 +107,16 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
         return unfused(_more)(i, total, blocks, kernel, size=size, width=width, **static)
 
     total = lax.full_like(blocks, 0, shape=_shape_of_sums(blocks, kernel, count, added))
-    return _channels(lax.fori_loop(0, pieces, step, total), channels=channels)
+    if pieces <= UNROLLED:
+        for i in range(pieces):
+            total = step(unknown(i), total)
+    else:
+        total = lax.fori_loop(0, pieces, step, total)
+    return _channels(total, channels=channels)
 
 
 def _more(i, total, blocks, kernel, *, size: int, width: int, count: int, stride: int, dilation: int, added):
-    """`total`, and in a step of the loop the sums of `width` taps, of `size` in all."""
+    """`total`, and the sums of the `i`-th `width` taps of `size`."""
     reach = (count - 1) * stride + (width - 1) * dilation + 1
     some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
     first = kernel.shape[1] - width - i * width if added else i * width

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.at_once import at_once
-from flax_sepconv._depthwise.fusion import unfused, written
+from flax_sepconv._depthwise.fusion import unfused, unknown, written
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.taps import TIME, pad, product, repeated, rows, rows_read, slices
 
@@ -150,8 +150,7 @@ def _by_sums(x, cotangent, geometry: Geometry) -> jax.Array:
         return unfused(_part)(x, blocks, first, width=width, stride=geometry.strides)
 
     if count <= UNROLLED:
-        # With starts that XLA does not know it compiles one sum for all.
-        *parts, last = (part(lax.optimization_barrier(jnp.int32(i * width))) for i in range(count))
+        *parts, last = (part(unknown(i * width)) for i in range(count))
         rest = (size - (count - 1) * width) * channels
         gradient = _side_by_side([*parts, lax.slice_in_dim(last, 0, rest, 1, 1)])
     else:

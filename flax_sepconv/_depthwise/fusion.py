@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.tree_util import Partial
@@ -34,6 +35,11 @@ def unfused(function: Callable) -> Callable:
 def written(array):
     """The array, which XLA does not compute where it is read."""
     return array
+
+
+def unknown(i: int) -> jax.Array:
+    """A number that XLA does not know: computations that differ in no other are compiled once."""
+    return lax.optimization_barrier(jnp.int32(i))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
