@@ -52,10 +52,19 @@ PLATFORMS = ("cpu", *GPU)
 """What is told apart here."""
 
 
+BROAD = 16
+"""Channels from which the output of several multipliers has an axis for them, for which nothing is repeated: 5.6 to 3.4
+ms for both steps on 32, 1024, 16 with 7 taps and 4, 2.3 to 1.4 on 100, 24, 113 with 5 and 2; but 1.7 to 1.9 on 32,
+1000, 12 with 9 and 2, 2.4 to 2.8 on 32, 400, 8 with 9 and 8. It is a call, or XLA makes one axis of two within sums."""
+
+
 def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool) -> jax.Array:
-    if blocks.pay("output", geometry, kernel.shape[2] * kernel.shape[3]):
+    multiplier, channels = kernel.shape[2:]
+    if blocks.pay("output", geometry, multiplier * channels):
         return _by_parts(unfused(blocks.output), "output")(x, kernel, geometry=geometry)
-    if differentiated and kernel.shape[2] > 1:
+    if multiplier > 1 and channels >= BROAD and not differentiated:
+        return _by_parts(unfused(taps.output), "output")(x, kernel, geometry=geometry)
+    if multiplier > 1 and differentiated:
         # XLA would fuse the sums with a transpose of the kernel: 10.4 against 18.7 ms for all gradients on 16, 2000, 32
         # with 15 taps and 2 multipliers.
         kernel = written(kernel)
@@ -116,10 +125,10 @@ _ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
 # CPU (two cores of an AMD EPYC, jax 0.10), where those for the output are in float64: blocks of channels take 6.2 ms
 # against 10.3 by transforms for 257 taps on 8, 2048, 64, 7.5 against 8.8 for 400, 8.6 against 11.5 for 500 on 4, 800,
 # 256, 1.5 against 1.5 on 4, 600, 64; with fewer channels than a block has lanes, 0.45 against 0.14 for 120 on 8, 1000,
-# 1. On an Intel Xeon 500 on 4, 800, 256 take 10.5 against 13.7, 400 on 8, 2048, 64 10.9 against 13.3, and 600 as long by
-# either. Strides make sums of fewer products and transforms of as many (500 taps and strides of 4: 4.4 against 11). The
-# kernel's gradient: 51 taps 10 against 14 ms on 4, 800, 512 and 75 taps 11.6 against 13.6, but 0.7 s to compile against
-# 0.2; 99 taps and strides of 4 20 against 45 on 23, 400, 512.
+# 1. On an Intel Xeon 500 on 4, 800, 256 take 10.5 against 13.7, 400 on 8, 2048, 64 10.9 against 13.3, and 600 as long
+# by either. Strides make sums of fewer products and transforms of as many (500 taps and strides of 4: 4.4 against 11).
+# The kernel's gradient: 51 taps 10 against 14 ms on 4, 800, 512 and 75 taps 11.6 against 13.6, but 0.7 s to compile
+# against 0.2; 99 taps and strides of 4 20 against 45 on 23, 400, 512.
 # GPU (H100, jax 0.11): 75 taps 0.46 ms against 0.47, 257 taps 20 against 0.31 for the output; 13 taps 0.36 against
 # 0.38 and 33 taps 0.73 against 0.36 for the kernel's gradient. XLA's grouped convolution takes 2 to 12 times as long
 # as the better one there (bench/README.md), and on other devices nothing was measured.

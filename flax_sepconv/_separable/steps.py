@@ -22,11 +22,6 @@ AXES = {"input": "nlc", "kernel": "kmc", "pointwise": "rf", "output": "nof"}
 
 SLOTS = tuple(AXES)
 
-BROAD = 16
-"""Channels from which the depthwise output of several multipliers keeps an axis for them on CPUs: 6.5 to 5.8 ms forward
-on 32, 1024, 16 with 7 taps and 4 multipliers, 2.8 to 1.9 on 100, 24, 113 with 5 and 2; but 3.0 to 3.4 on 32, 1000, 12
-with 9 and 2, and 1.4 to 2.9 on 16, 1000, 3 with 25 and 4."""
-
 SMALL = 1 << 17
 """Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
 to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 276 to 276; but 17.7 to 23.7 on 3200 of
@@ -78,7 +73,6 @@ def joined(
     - Few channels and many multipliers are one dense convolution, `_dense`.
     - The pointwise kernel's gradient shares the forward pass's depthwise output if XLA sees both in one program:
       memory is as for plain autodiff then, and time a tenth less.
-    - With several multipliers, what is not `differentiated` need not be shared, and has a product of its own.
     """
     differentiated = differentiated or result != "output"
     params = {"geometry": geometry, "precision": precision, "implementation": implementation}
@@ -93,15 +87,13 @@ def joined(
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         of_both = {"precision": precision, "bias": bias, "differentiated": differentiated}
         return _dense(*arrays, result=result, geometry=geometry, **of_both)
-    if differentiated and multiplier > 1 and pointwise is not None:
+    if differentiated and multiplier > 1 and result != "pointwise":
         # XLA would order its rows by multipliers anew for each product, in a kernel of its own.
         weights = written(pointwise[:-1] if bias else pointwise)
         pointwise = lax.concatenate([weights, pointwise[-1:]], 0) if bias else weights
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
     by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
-    if not differentiated and by_taps and multiplier > 1 and channels >= BROAD:
-        return _of_multipliers(x, kernel, pointwise, geometry, precision, bias)
     h = _depthwise_output(x, kernel, depthwise)
     filters = (pointwise if y is None else y).shape[-1]
     crowded = by_taps and _crowded(h.shape[2], filters, geometry.kernel_size)
@@ -214,32 +206,6 @@ def _product_of_eigen(h, pointwise, precision) -> jax.Array:
         precision=precision,
     )
     return y.reshape(batch, outputs, y.shape[2])
-
-
-def _of_multipliers(x, kernel, pointwise, geometry: Geometry, precision, bias: bool) -> jax.Array:
-    """Both steps with an axis of multipliers in between, of which the product makes windows: nothing is repeated.
-
-    The pointwise gradient wants one axis of multipliers and channels, so that XLA would compute the sums once for each.
-    """
-    h = taps.output(x[None], kernel[None], geometry)[0]
-    weights = pointwise[:-1] if bias else pointwise
-    weights = weights.reshape(*h.shape[2:], -1)
-    y = by_parts(_windows_part, ("nwmc", "mcf"), "nwf")(h, weights, precision=precision)
-    return y + pointwise[None, -1:] if bias else y
-
-
-def _windows_part(h, weights, precision) -> jax.Array:
-    """`(N, O, M, C)` and `(M, C, F)` to `(N, O, F)`."""
-    batch, outputs, multiplier, channels = h.shape
-    rows = h.reshape(batch, outputs * multiplier, channels)
-    return lax.conv_general_dilated(
-        rows,
-        weights,
-        (multiplier,),
-        "VALID",
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=precision,
-    )
 
 
 def _to_pointwise(h, y, precision) -> jax.Array:
