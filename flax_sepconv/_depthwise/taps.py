@@ -263,28 +263,31 @@ def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) ->
     edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
     if not edges:
         return middle
-    if in_place or size * multiplier <= FEW:
-        pieces = [rows_read(x, geometry, a, b, flat=not in_place) for a, b in edges]
-        ends = [sums(piece, kernel, 0, b - a) for piece, (a, b) in zip(pieces, edges, strict=True)]
+    if in_place:
+        ends = [sums(rows_read(x, geometry, a, b, flat=False), kernel, 0, b - a) for a, b in edges]
     else:
-        ends = _in_one_sum(x, edges, geometry, lambda x, count: sums(x, kernel, 0, count))
+        ends = _of_edges(x, kernel, edges, geometry, sums)
     before = 1 if first > 0 else 0
     return lax.concatenate([*ends[:before], middle, *ends[before:]], TIME)
 
 
-def _in_one_sum(x, edges: list[tuple[int, int]], geometry: Geometry, sums: Callable) -> list[jax.Array]:
-    """`sums(rows, count)` of each edge, from all rows one behind the other. XLA computes no window in between."""
+def _of_edges(
+    x, kernel, edges: Sequence[tuple[int, int]], geometry: Geometry, sums: Callable
+) -> list[jax.Array]:
+    """`sums(x, kernel, start, count)` of each edge, over one copy of the rows of all, one behind the other."""
     pieces, starts, rows = [], [], 0
     for first, last in edges:
         piece = rows_read(x, geometry, first, last)
         pieces.append(pad(piece, 0, -piece.shape[TIME] % geometry.strides))
         starts.append(rows // geometry.strides)
         rows += pieces[-1].shape[TIME]
-    total = sums(lax.concatenate(pieces, TIME), (rows - geometry.span) // geometry.strides + 1)
-    return [
-        lax.slice_in_dim(total, start, start + last - first, 1, TIME)
-        for start, (first, last) in zip(starts, edges, strict=True)
-    ]
+    read = lax.concatenate(pieces, TIME)
+    each = [(start, last - first) for start, (first, last) in zip(starts, edges, strict=True)]
+    if kernel.shape[1] * kernel.shape[2] <= FEW:
+        return [sums(read, kernel, start * geometry.strides, count) for start, count in each]
+    # XLA computes no window in between.
+    total = sums(read, kernel, 0, (rows - geometry.span) // geometry.strides + 1)
+    return [lax.slice_in_dim(total, start, start + count, 1, TIME) for start, count in each]
 
 
 def summed(terms: Iterable, ops):
