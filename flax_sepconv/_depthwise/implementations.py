@@ -11,6 +11,7 @@ The last is for where nothing was measured. A config that names it gets `_depthw
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import export, lax
@@ -58,7 +59,7 @@ ms for both steps on 32, 1024, 16 with 7 taps and 4, 2.3 to 1.4 on 100, 24, 113 
 1000, 12 with 9 and 2, 2.4 to 2.8 on 32, 400, 8 with 9 and 8. It is a call, or XLA makes one axis of two within sums."""
 
 
-def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool) -> jax.Array:
+def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool, fused: bool) -> jax.Array:
     multiplier, channels = kernel.shape[2:]
     if blocks.pay("output", geometry, multiplier * channels):
         return _by_parts(unfused(blocks.output), "output")(x, kernel, geometry=geometry)
@@ -69,14 +70,14 @@ def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool) -> jax.A
         # with 15 taps and 2 multipliers.
         kernel = written(kernel)
     if differentiated and not geometry.is_inside:
-        return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry)
+        return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry, fused=fused)
     return taps.flat_output(x, kernel, geometry)
 
 
-def _output_of_copy(x, kernel, geometry: Geometry) -> jax.Array:
+def _output_of_copy(x, kernel, geometry: Geometry, fused: bool = False) -> jax.Array:
     """The output from the copy that the kernel's gradient reads."""
     x, geometry = correlation.padded(x, geometry)
-    if kernel.shape[2] > 1:  # repeated like the kernel gradient's
+    if fused or kernel.shape[2] > 1:  # repeated like the kernel gradient's
         return taps.flat_output(x, kernel, geometry)
     return unfused(taps.output)(x, kernel, geometry=geometry)
 
@@ -149,6 +150,7 @@ def choose(
     platform: str | None,
     implementation: str | None,
     differentiated: bool,
+    fused: bool = False,
 ) -> Callable:
     """The function of two arrays that computes the slot `result`.
 
@@ -160,14 +162,15 @@ def choose(
         platform: what is being lowered for, `None` for any but `PLATFORMS`.
         implementation: a name of `NAMES`, or `None` for what `favoured` says.
         differentiated: whether there may be gradients in the same program, which should not take long to compile.
+        fused: whether XLA should compute what follows in the same pass.
     """
     name = implementation or favoured(result, geometry, channels, platform)
     functions = _ON_PLATFORM.get((name, platform), _FUNCTIONS[name])
-    options = {}
+    options: dict[str, Any] = {}
     if name == "lax":
         options["precision"] = precision
     elif (name, result, platform) == ("taps", "output", "cpu"):
-        options["differentiated"] = differentiated
+        options |= {"differentiated": differentiated, "fused": fused}
     return functools.partial(functions[result], geometry=geometry, **options)
 
 

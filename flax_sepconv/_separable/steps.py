@@ -94,11 +94,11 @@ def joined(
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
     by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
-    h = _depthwise_output(x, kernel, depthwise)
     filters = (pointwise if y is None else y).shape[-1]
-    crowded = by_taps and _crowded(h.shape[2], filters, geometry.kernel_size)
+    crowded = by_taps and _crowded(multiplier * channels, filters, geometry.kernel_size)
     # Channels with one more could not stay divided among devices as they are.
-    with_ones = not differentiated or (crowded and on_one_device())
+    with_ones = bias and (not differentiated or (crowded and on_one_device()))
+    h = _depthwise_output(x, kernel, functools.partial(depthwise, fused=with_ones))
     return _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
 
 
