@@ -127,7 +127,7 @@ def _crowded(channels: int, filters: int, kernel_size: int) -> bool:
     For multiples of 64 channels, with which 16384 rows to 64 filters take 1.6 instead of 3.5 ms, and all gradients
     0.85 to 0.97 times as long (3 taps on 2, 1600, 512 to 128 filters 9.8 instead of 11.3 ms, 4 on 2048, 1536 to 80 13.1
     instead of 15.7), and of 32 (3 taps on 32, 1024, 32 to 64 filters 5.1 instead of 5.9 ms). But it is 20 ms more to
-    compile, so of taps that take long anyway only for larger ones.
+    compile, so the more taps there are, which take long anyway, the more channels it is for.
     """
     multiple = 32 if kernel_size <= 5 else 64 if kernel_size <= 16 else 512
     return channels % multiple == 0 and channels * filters < SMALL
