@@ -99,6 +99,21 @@ def test_gradients_of_sequences_or_channels_on_auto_axes(divided, kernel_size):
     assert divided == "sequence" or set(moved(compiled)) == {"all-reduce"}
 
 
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_divided_channels_forward_move_nothing_but_the_sum(multiplier):
+    mesh = MESHES[AxisType.Auto]["line"]
+    config = fsc.SeparableConv1DConfig(64, 3, padding="same", depth_multiplier=multiplier)
+    params = fsc.init_params(jax.random.key(0), 64, config)
+    x = jax.random.normal(jax.random.key(1), (8, 96, 64))
+    arrays = {name: placed(mesh, value, None, "n") for name, value in params.items() if value.ndim == 3}
+    arrays = arrays | {"bias": placed(mesh, params["bias"])}, placed(mesh, x, None, None, "n")
+    compiled = jax.jit(lambda params, x: fsc.separable_conv1d(params, x, config)).lower(*arrays).compile()
+    assert_close(compiled(*arrays), fsc.separable_conv1d(params, x, config))
+    output, edges = 8 * 96 * 64, 2 * 8 * 2 * 64
+    assert moved(compiled)["all-reduce"] == output
+    assert sum(moved(compiled).values()) <= output + edges
+
+
 def test_explicit_axes_need_no_mesh_to_be_set():
     config = fsc.SeparableConv1DConfig(6, 3)
     params = fsc.init_params(jax.random.key(0), 5, config)

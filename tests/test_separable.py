@@ -71,8 +71,8 @@ def exact(geometry, bias, slots, result):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("result", SLOTS)
 @settings(max_examples=6)
-@given(problem=problems())
-def test_every_form_is_the_definition(result, form, problem):
+@given(problem=problems(), one_device=st.booleans(), crowded=st.booleans())
+def test_every_form_is_the_definition(result, form, problem, one_device, crowded):
     geometry, bias, slots = problem
     bias = bias and result in ("output", "pointwise")  # it has no part in the others, which do not get it
     if not bias:
@@ -81,6 +81,8 @@ def test_every_form_is_the_definition(result, form, problem):
     params = {"geometry": geometry, "precision": None, "implementation": None, "bias": bias}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(implementations, "BROAD", 2)
+        patch.setattr(steps, "on_one_device", lambda: one_device)
+        patch.setattr(steps, "_crowded", lambda *_: crowded)
         ours = FORMS[form](*given_slots.values(), result=result, **params)
     assert_close(ours, exact(geometry, bias, given_slots, result), 2e-5)
 

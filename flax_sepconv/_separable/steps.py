@@ -97,8 +97,10 @@ def joined(
     filters = (pointwise if y is None else y).shape[-1]
     crowded = by_taps and _crowded(multiplier * channels, filters, geometry.kernel_size)
     # Channels with one more could not stay divided among devices as they are.
-    with_ones = bias and (not differentiated or (crowded and on_one_device()))
+    with_ones = bias and on_one_device() and (crowded or not differentiated)
     h = _depthwise_output(x, kernel, functools.partial(depthwise, fused=with_ones))
+    if multiplier > 1 and not differentiated and not on_one_device():
+        return _by_axes(h, pointwise, multiplier, precision, bias)
     return _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
 
 
@@ -182,6 +184,20 @@ def _to_output(h, pointwise, precision, differentiated: bool) -> jax.Array:
     """`_product` of `(N, O, R)` and `(R, F)`; each row by itself, so devices may divide the windows, `w`, too."""
     part = _product if _tiled(pointwise.shape[1]) and not differentiated else _product_of_eigen
     return by_parts(part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+
+
+def _by_axes(h, pointwise, multiplier: int, precision, bias: bool) -> jax.Array:
+    """The output with axes of multipliers and of channels, which stay divided as they are; as one they would not."""
+    weights = pointwise[:-1] if bias else pointwise
+    h = h.reshape(*h.shape[:2], multiplier, -1)
+    weights = weights.reshape(multiplier, h.shape[3], -1)
+    y = by_parts(_product_by_axes, ("nwmc", "mcf"), "nwf")(h, weights, precision=precision)
+    return y + pointwise[None, -1:] if bias else y
+
+
+def _product_by_axes(h, weights, precision) -> jax.Array:
+    """`(N, O, M, C)` and `(M, C, F)` to `(N, O, F)`."""
+    return lax.dot_general(h, weights, (((2, 3), (0, 1)), ((), ())), precision=precision)
 
 
 def _tiled(filters: int) -> bool:
