@@ -64,8 +64,8 @@ def joined(
     """The same as XLA's CPU backend likes it, which works on float32 and float64.
 
     - The bias is a row of the product, with a channel of ones: another pass over the output takes as long as a third
-      of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2). But where
-      there are gradients it is apart, which is faster to compile (`_pointwise_step`).
+      of the product (4.6 to 3.3 ms for all on 8, 1600, 64 to 256 filters with 33 taps and strides of 2). But on
+      several devices, and where there are gradients, it is apart, which is faster to compile (`_pointwise_step`).
     - A convolution of one tap is a product for which XLA takes Eigen, not YNNPACK: 2.6 against 3.5 ms for 65536 rows
       of 12 channels to 64 filters, 6.1 against 7.7 for 4900 of 276 to 276, and seldom slower, but for what `_tiled`
       says. The product with the transposed kernel is YNNPACK's: Eigen's needs a transposed copy, 30 ms to compile, for
@@ -204,7 +204,7 @@ def _tiled(filters: int) -> bool:
     """Whether so many fill one or two of YNNPACK's tiles with AVX-512, or some with AVX2: then its product is faster.
 
     Not by itself, but it wakes one thread less: 1.05 to 1.13 times as fast forward in the mean of six to twelve shapes
-    in six runs (Intel Xeon, two cores, jax 0.10), 0.99 and 0.97 with jax 0.8 and 0.12. With gradients, where other
+    in seven runs (Intel Xeon, two cores, jax 0.10), 0.99 and 0.97 with jax 0.8 and 0.12. With gradients, where other
     work waits for these threads, it takes 1.08 times as long, as it does forward with other numbers of filters.
     """
     return filters in (64, 128)
