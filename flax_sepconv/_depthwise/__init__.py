@@ -20,6 +20,7 @@ __all__ = [
     "definition",
     "depthwise",
     "multipliers_first",
+    "multipliers_last",
 ]
 
 
@@ -44,6 +45,13 @@ def multipliers_first(kernel) -> jax.Array:
     """`(K, C, M)` to `(K, M, C)`, for one multiplier not as a transpose, whose gradient XLA would copy."""
     if kernel.shape[2] == 1:
         return lax.expand_dims(lax.squeeze(kernel, (2,)), (1,))
+    return kernel.swapaxes(1, 2)
+
+
+def multipliers_last(kernel) -> jax.Array:
+    """`(K, M, C)` to `(K, C, M)`."""
+    if kernel.shape[1] == 1:
+        return lax.expand_dims(lax.squeeze(kernel, (1,)), (2,))
     return kernel.swapaxes(1, 2)
 
 

@@ -3,7 +3,7 @@
 import jax
 from jax import lax
 
-from flax_sepconv._depthwise import Geometry, multipliers_first
+from flax_sepconv._depthwise import Geometry
 from flax_sepconv._separable.primitive import contract
 
 __all__ = ["separable"]
@@ -32,13 +32,10 @@ def separable(
     Returns:
         `(N, O, F)`, in at least float32.
     """
-    _, channels, multiplier = depthwise_kernel.shape
-    by_multiplier = pointwise_kernel.reshape(channels, multiplier, -1).swapaxes(0, 1)
-    pointwise = lax.collapse(by_multiplier, 0, 2)
-    slots = {"input": x, "kernel": multipliers_first(depthwise_kernel), "pointwise": pointwise}
+    slots = {"input": x, "kernel": depthwise_kernel, "pointwise": pointwise_kernel}
     params = {"geometry": geometry, "precision": precision, "implementation": implementation}
     if bias is None or bias.dtype != x.dtype:  # in half precision it is added to what is not rounded yet
         y = contract(slots, bias=False, **params)
         return y if bias is None else y + bias[None, None]
-    slots["pointwise"] = lax.concatenate([pointwise, bias[None]], 0)
+    slots["pointwise"] = lax.concatenate([pointwise_kernel, bias[None]], 0)
     return contract(slots, bias=True, **params)

@@ -3,8 +3,8 @@
 They are one of four contractions of the same form,
 
     T(x, k, p, y) = sum over n, o, m, c, f, t of  x[n, o * strides + t * dilation - low, c]
-                                                * k[t, m, c]
-                                                * p[m * C + c, f]
+                                                * k[t, c, m]
+                                                * p[c * M + m, f]
                                                 * y[n, o, f]
 
 namely its derivative with respect to `y`; the other three are the gradients. As for the depthwise step alone, the
@@ -13,8 +13,8 @@ them. None needs the depthwise output from outside, so nothing but its arguments
 
     slot       shape          axes
     input      (N, L, C)      batch, length, channel
-    kernel     (K, M, C)      tap, multiplier, channel
-    pointwise  (M * C, F)     multiplier and channel, filter
+    kernel     (K, C, M)      tap, channel, multiplier
+    pointwise  (C * M, F)     channel and multiplier, filter
     output     (N, O, F)      batch, length, filter
 
 A bias is one more row of `pointwise`, which the depthwise output meets with a channel of ones.
@@ -73,14 +73,14 @@ def _abstract(*arrays, result, geometry: Geometry, bias, **_):
     shapes = {slot: aval.shape for slot, aval in avals.items()}
     dtype = next(aval.dtype for slot, aval in avals.items() if slot != "output")
     if result == "input":
-        (n, *_), (_, _, c) = shapes["output"], shapes["kernel"]
+        (n, *_), (_, c, _) = shapes["output"], shapes["kernel"]
         shape = (n, geometry.length, c)
     elif result == "kernel":
         *_, c = shapes["input"]
-        shape = (geometry.kernel_size, shapes["pointwise"][0] // c, c)
+        shape = (geometry.kernel_size, c, shapes["pointwise"][0] // c)
     elif result == "pointwise":
-        (_, m, c), (*_, f) = shapes["kernel"], shapes["output"]
-        shape = (m * c + bias, f)
+        (_, c, m), (*_, f) = shapes["kernel"], shapes["output"]
+        shape = (c * m + bias, f)
     else:
         (n, *_), (_, f) = shapes["input"], shapes["pointwise"]
         shape, dtype = (n, geometry.output_length, f), wide(dtype)
