@@ -40,8 +40,8 @@ def problems(draw, longest=20, largest_kernel=12):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shapes = {
         "input": (n, length, c),
-        "kernel": (size, m, c),
-        "pointwise": (m * c + bias, f),
+        "kernel": (size, c, m),
+        "pointwise": (c * m + bias, f),
         "output": (n, geometry.output_length, f),
     }
     return geometry, bias, {slot: rng.normal(size=shape).astype("f") for slot, shape in shapes.items()}
@@ -52,19 +52,19 @@ def exact(geometry, bias, slots, result):
     x, k, p, y = (None if slots.get(slot) is None else slots[slot].astype(float) for slot in SLOTS)
     length, size, stride, dilation, low, high = geometry
     at = np.arange(geometry.output_length)[:, None] * stride + np.arange(size) * dilation  # (O, K)
-    channels = (k if x is None else x).shape[-1]
-    p = None if p is None else (p[:-1] if bias else p).reshape(-1, channels, p.shape[1])
+    channels = k.shape[1] if x is None else x.shape[-1]
+    p = None if p is None else (p[:-1] if bias else p).reshape(channels, -1, p.shape[1])
     if result == "input":
         padded = np.zeros((y.shape[0], low + length + high, channels))
-        np.add.at(padded, (slice(None), at), np.einsum("nof,mcf,tmc->notc", y, p, k))
+        np.add.at(padded, (slice(None), at), np.einsum("nof,cmf,tcm->notc", y, p, k))
         return padded[:, low : low + length]
     windows = np.pad(x, ((0, 0), (low, high), (0, 0)))[:, at]  # (N, O, K, C)
     if result == "kernel":
-        return np.einsum("notc,mcf,nof->tmc", windows, p, y)
+        return np.einsum("notc,cmf,nof->tcm", windows, p, y)
     if result == "output":
-        out = np.einsum("notc,tmc,mcf->nof", windows, k, p)
+        out = np.einsum("notc,tcm,cmf->nof", windows, k, p)
         return out + slots["pointwise"][-1] if bias else out
-    gradient = np.einsum("notc,tmc,nof->mcf", windows, k, y).reshape(-1, y.shape[2])
+    gradient = np.einsum("notc,tcm,nof->cmf", windows, k, y).reshape(-1, y.shape[2])
     return np.concatenate([gradient, y.sum((0, 1))[None]]) if bias else gradient
 
 

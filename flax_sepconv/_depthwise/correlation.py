@@ -55,18 +55,23 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     return written(gradient) if multiplier > 1 else gradient
 
 
-def padded(x, geometry: Geometry) -> tuple[jax.Array, Geometry]:
-    """All rows that are read here, zeros among them, and how they are read.
+def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
+    """All rows that are read here, zeros among them, and how they are read; each channel so many times.
 
     The output may read them too, of the same copy: XLA computes alike calls once, but would fuse a pad with each use of
     another shape.
     """
     before, after = geometry.low, max(_rows(geometry) - geometry.low - geometry.length, 0)
-    if before == after == 0:
+    if before == after == 0 and times == 1:
         return x, geometry
-    return unfused(pad)(x, before=before, after=after), geometry._replace(
+    return unfused(_copy)(x, before=before, after=after, times=times), geometry._replace(
         length=before + geometry.length + after, low=0, high=geometry.high - after
     )
+
+
+def _copy(x, *, before: int, after: int, times: int) -> jax.Array:
+    x = pad(x, before, after)
+    return lax.collapse(lax.broadcast_in_dim(x, (*x.shape, times), range(x.ndim)), x.ndim - 1)
 
 
 def _rows(geometry: Geometry) -> int:

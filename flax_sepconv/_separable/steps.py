@@ -18,11 +18,12 @@ from flax_sepconv._depthwise import (
     blocks,
     compute,
     contract,
+    correlation,
+    implementations,
     multipliers_first,
     multipliers_last,
     taps,
 )
-from flax_sepconv._depthwise.fusion import written
 from flax_sepconv._depthwise.partitioning import by_parts, on_one_device
 from flax_sepconv._depthwise.primitive import alike
 from flax_sepconv._dtypes import wide
@@ -93,32 +94,45 @@ def joined(
     depthwise = functools.partial(compute, platform="cpu", **params)
     x, kernel, pointwise, y = _by_slot(result, arrays)
     narrow = jnp.finfo(arrays[0].dtype).bits < 32
+    channels, multiplier = _sizes(x, kernel, pointwise)
     if narrow or export.is_symbolic_dim(geometry.length):
         return apart(*arrays, result=result, bias=bias, **params)
-    channels, multiplier = _sizes(x, kernel, pointwise)
     if implementation is None and _dense_is_faster(geometry.kernel_size, channels, multiplier):
         of_both = {"precision": precision, "bias": bias, "differentiated": differentiated}
         return _dense(*arrays, result=result, geometry=geometry, **of_both)
-    if result == "output" and multiplier > 1 and not differentiated and not on_one_device():
-        return _by_axes(_depthwise_output(x, kernel, depthwise), pointwise, multiplier, precision, bias)
-    if multiplier > 1 and result != "pointwise":
-        weights = _rows_swapped(pointwise[:-1] if bias else pointwise, channels)
-        # Where there are gradients XLA would order them anew for each product, in a kernel of its own.
-        weights = written(weights) if differentiated else weights
-        pointwise = lax.concatenate([weights, pointwise[-1:]], 0) if bias else weights
+    if multiplier > 1:
+        step = "output" if result == "pointwise" else result
+        name = implementation or implementations.favoured(step, geometry, channels * multiplier, "cpu")
+        form = _as_one_multiplier if name == "taps" else apart
+        return form(*arrays, result=result, bias=bias, **params)
     if result in ("input", "kernel"):
         return _depthwise_gradient(x, kernel, _product_transposed(y, pointwise, precision), depthwise)
-    by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, multiplier * channels)
+    by_taps = implementation in (None, "taps") and not blocks.pay("output", geometry, channels)
     filters = (pointwise if y is None else y).shape[-1]
-    crowded = by_taps and _crowded(multiplier * channels, filters, geometry.kernel_size)
+    crowded = by_taps and _crowded(channels, filters, geometry.kernel_size)
     # Channels with one more could not stay divided among devices as they are.
     with_ones = bias and on_one_device() and (crowded or not differentiated)
     h = _depthwise_output(x, kernel, functools.partial(depthwise, fused=with_ones))
-    step = _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
-    if result == "output" or multiplier == 1:
-        return step
-    gradient = _rows_swapped(step[:-1] if bias else step, multiplier)
-    return lax.concatenate([gradient, step[-1:]], 0) if bias else gradient
+    return _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
+
+
+def _as_one_multiplier(*arrays, result: str, geometry: Geometry, **params) -> jax.Array:
+    """`joined`, of an input that has each channel as often as there are multipliers."""
+    x, kernel, pointwise, y = _by_slot(result, arrays)
+    channels, multiplier = _sizes(x, kernel, pointwise)
+    if x is not None:
+        x, geometry = correlation.padded(x[None], geometry, multiplier)
+        x = x[0]
+    if kernel is not None:
+        kernel = kernel.reshape(-1, channels * multiplier, 1)
+    given = [array for array in (x, kernel, pointwise, y) if array is not None]
+    of_one = joined(*given, result=result, geometry=geometry, **params)
+    if result == "kernel":
+        return of_one.reshape(-1, channels, multiplier)
+    if result == "input":
+        each = of_one.reshape(*of_one.shape[:2], channels, multiplier)
+        return functools.reduce(jnp.add, [each[..., m] for m in range(multiplier)])
+    return of_one
 
 
 def _by_slot(result: str, arrays) -> list[Any]:
@@ -218,20 +232,6 @@ def _to_output(h, pointwise, precision, differentiated: bool) -> jax.Array:
     """`_product` of `(N, O, R)` and `(R, F)`; each row by itself, so devices may divide the windows, `w`, too."""
     part = _product if _tiled(pointwise.shape[1]) and not differentiated else _product_of_eigen
     return by_parts(part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
-
-
-def _by_axes(h, pointwise, multiplier: int, precision, bias: bool) -> jax.Array:
-    """The output with axes of multipliers and of channels, which stay divided as they are; as one they would not."""
-    weights = pointwise[:-1] if bias else pointwise
-    h = h.reshape(*h.shape[:2], multiplier, -1)
-    weights = weights.reshape(h.shape[3], multiplier, -1)
-    y = by_parts(_product_by_axes, ("nwmc", "cmf"), "nwf")(h, weights, precision=precision)
-    return y + pointwise[None, -1:] if bias else y
-
-
-def _product_by_axes(h, weights, precision) -> jax.Array:
-    """`(N, O, M, C)` and `(C, M, F)` to `(N, O, F)`."""
-    return lax.dot_general(h, weights, (((2, 3), (1, 0)), ((), ())), precision=precision)
 
 
 def _tiled(filters: int) -> bool:
