@@ -73,20 +73,25 @@ def test_every_contraction_is_the_grouped_convolutions(result, implementation, p
 
 
 # What sizes or a GPU ask for: many taps in pieces, sums in place. The thresholds are those of tests.
+OF_ONE_MULTIPLIER = {
+    "output": [blocks.output, taps.output, implementations._output_of_copy],
+    "input": [taps.input_gradient],
+    "kernel": [correlation.kernel_gradient],
+}
 FORMS = {
     "output": [
-        blocks.output,
-        taps.output,
-        taps.flat_output,
-        implementations._output_of_copy,
         functools.partial(taps.output, in_place=True),
+        *(
+            functools.partial(implementations._output_on_cpu, differentiated=differentiated, fused=fused)
+            for differentiated, fused in [(False, False), (True, False), (True, True)]
+        ),
     ],
     "input": [
-        blocks.input_gradient,
-        taps.input_gradient,
         functools.partial(taps.input_gradient, in_place=True),
+        functools.partial(implementations._input_gradient_on_cpu, fused=False),
+        functools.partial(implementations._input_gradient_on_cpu, fused=True),
     ],
-    "kernel": [correlation.kernel_gradient, correlation.plain_sums],
+    "kernel": [correlation.plain_sums, implementations._kernel_gradient_on_cpu],
 }
 
 
@@ -107,29 +112,16 @@ def test_every_form_is_the_grouped_convolutions(result, problem, few, width, unr
         patch.setattr(blocks, "TERMS", 10)
         patch.setattr(blocks, "PIECE", 3)
         patch.setattr(blocks, "LANES", lanes)
-        patch.setattr(taps, "TERMS", 10)
         patch.setattr(taps, "EDGED", edged)
         patch.setattr(correlation, "FEW", few)
         patch.setattr(correlation, "WIDTH", width)
         patch.setattr(correlation, "UNROLLED", unrolled)
         patch.setattr(blocks, "UNROLLED", unrolled)
         fusion._call.clear_cache()  # traced once, whatever the thresholds
-        for form in FORMS[result]:
-            if form is blocks.input_gradient and geometry.strides > 1:
-                continue
-            computed = jax.jit(lambda a, b, form=form: form(a, b, geometry))(a, b)
+        several = arrays["kernel"].shape[2] > 1
+        for form in FORMS[result] + ([] if several else OF_ONE_MULTIPLIER[result]):
+            computed = jax.jit(lambda a, b, form=form: form(a, b, geometry=geometry))(a, b)
             assert_close(computed, REFERENCE[result](a, b, geometry, "highest"))
-
-
-def assert_taps_are_the_grouped_convolution(geometry, multiplier):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1, 2, geometry.length, 3)).astype("f")
-    kernel = rng.normal(size=(1, geometry.kernel_size, multiplier, 3)).astype("f")
-    cotangent = rng.normal(size=(1, 2, geometry.output_length, multiplier, 3)).astype("f")
-    y = jax.jit(taps.flat_output, static_argnums=2)(x, kernel, geometry)
-    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
-    gradient = jax.jit(taps.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
-    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
 
 
 @pytest.mark.parametrize("padding", [(11, 4), (24, 0), (0, 0)])
@@ -137,15 +129,23 @@ def assert_taps_are_the_grouped_convolution(geometry, multiplier):
 def test_edges_in_one_sum_are_those_of_the_grouped_convolution(strides, dilation, padding):
     low, high = padding
     geometry = Geometry(200, taps.FEW + 5, strides, dilation, low * dilation, high * dilation)
-    assert_taps_are_the_grouped_convolution(geometry, 1)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 2, geometry.length, 3)).astype("f")
+    kernel = rng.normal(size=(1, geometry.kernel_size, 1, 3)).astype("f")
+    y = jax.jit(taps.output, static_argnums=2)(x, kernel, geometry)
+    assert_close(y, grouped.output(x, kernel, geometry, "highest"))
 
 
 @pytest.mark.parametrize("strides", [1, 2])
-def test_many_taps_and_multipliers_are_the_grouped_convolution(strides):
-    # At stride 1 the input's gradient is a loop over the multipliers; at stride 2 padding comes before they do.
-    size = taps.EDGED + 1
-    geometry = Geometry(90, size, strides, 1, 20, 19)
-    assert_taps_are_the_grouped_convolution(geometry, 3)
+def test_the_inputs_gradient_of_many_taps_and_multipliers_is_the_grouped_convolutions(strides):
+    # So many in one sum would not vectorize: they are added up afterwards.
+    geometry = Geometry(90, blocks.TERMS // 3 + 1, strides, 1, 20, 11)
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(1, geometry.kernel_size, 3, 3)).astype("f")
+    cotangent = rng.normal(size=(1, 2, geometry.output_length, 3, 3)).astype("f")
+    function, _ = contraction("input", geometry)
+    gradient = jax.jit(function)(kernel, cotangent)
+    assert_close(gradient, grouped.input_gradient(kernel, cotangent, geometry, "highest"))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_is_not_finite_stays_within_windows(kernel_size):
     y = jax.jit(blocks.output, static_argnums=2)(x.at[0, 0, 150].set(jnp.inf), kernel, geometry)
     np.testing.assert_array_equal(~np.isfinite(y[0, 0, :, 0, 0]), reached)
     cotangent = jnp.ones((1, 1, 300, 1, 8)).at[0, 0, 149].set(jnp.nan)
-    gradient = jax.jit(blocks.input_gradient, static_argnums=2)(kernel, cotangent, geometry)
+    gradient = jax.jit(contraction("input", geometry, "taps")[0])(kernel, cotangent)
     np.testing.assert_array_equal(~np.isfinite(gradient[0, 0, :, 0]), reached[::-1])
 
 
@@ -191,14 +191,10 @@ def test_sums_over_blocks_are_no_one_computation_with_their_layouts(kernel_size)
     # Fused with a transpose, before or after it, they do not vectorize.
     geometry = Geometry(300, kernel_size, 1, 1, 16, kernel_size - 17)
     x, kernel = jnp.ones((1, 4, 300, 64)), jnp.ones((1, kernel_size, 1, 64))
-    for function, operands in [
-        (blocks.output, (x, kernel)),
-        (blocks.input_gradient, (kernel, x[:, :, :, None])),
-    ]:
-        program = jax.jit(function, static_argnums=2).lower(*operands, geometry).compile().as_text()
-        summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
-        assert summing
-        assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
+    program = jax.jit(blocks.output, static_argnums=2).lower(x, kernel, geometry).compile().as_text()
+    summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
+    assert summing
+    assert not [each for each in summing if re.search(r" (transpose|pad)\(", each)]
 
 
 @pytest.mark.parametrize("kernel_size", [3, 12, 25])  # reductions, one sum, two parts
@@ -213,15 +209,22 @@ def test_the_kernels_gradient_is_not_copied_for_an_axis_of_size_one(kernel_size)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_sums_of_several_multipliers_read_a_kernel_in_their_order(padding):
-    # Fused with the transpose of the kernel, they do not vectorize.
+@pytest.mark.parametrize("both_steps", [True, False])
+def test_sums_of_several_multipliers_read_a_kernel_in_their_order(both_steps, padding):
+    # Fused with the transpose of the kernel, they do not vectorize. Both steps together need none.
     config = fsc.SeparableConv1DConfig(8, 12, padding=padding, depth_multiplier=2)
     params, x = fsc.init_params(jax.random.key(0), 16, config), jnp.ones((2, 120, 16))
-    gradient = jax.grad(lambda params, x: fsc.separable_conv1d(params, x, config).sum(), (0, 1))
-    program = jax.jit(gradient).lower(params, x).compile().as_text()
+
+    def total(params, x):
+        if both_steps:
+            return fsc.separable_conv1d(params, x, config).sum()
+        return fsc.depthwise_conv1d(x, params["depthwise_kernel"], padding=padding).sum()
+
+    program = jax.jit(jax.value_and_grad(total, (0, 1))).lower(params, x).compile().as_text()
     summing = [each for each in program.split("\n\n") if len(re.findall(r" multiply\(", each)) > 10]
     assert summing
     assert not [each for each in summing if " transpose(" in each]
+    assert not both_steps or " transpose(" not in program
 
 
 @pytest.mark.parametrize("kernel_size", [3, 7, 12, 25])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import flax_sepconv as fsc
-from flax_sepconv._depthwise import Geometry, implementations
+from flax_sepconv._depthwise import Geometry
 from flax_sepconv._separable import steps
 from flax_sepconv._separable.primitive import SLOTS, contract
 from tests.test_depthwise import assert_close
@@ -70,17 +70,22 @@ def exact(geometry, bias, slots, result):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("result", SLOTS)
-@settings(max_examples=6)
-@given(problem=problems(), one_device=st.booleans(), crowded=st.booleans())
-def test_every_form_is_the_definition(result, form, problem, one_device, crowded):
+@settings(max_examples=8)
+@given(
+    problem=problems(),
+    implementation=st.sampled_from([None, None, "taps", "fourier"]),
+    one_device=st.booleans(),
+    crowded=st.booleans(),
+)
+def test_every_form_is_the_definition(result, form, problem, implementation, one_device, crowded):
     geometry, bias, slots = problem
     bias = bias and result in ("output", "pointwise")  # it has no part in the others, which do not get it
     if not bias:
         slots["pointwise"] = slots["pointwise"][: slots["kernel"].shape[1] * slots["kernel"].shape[2]]
     given_slots = {slot: array for slot, array in slots.items() if slot != result}
-    params = {"geometry": geometry, "precision": None, "implementation": None, "bias": bias}
+    params = {"geometry": geometry, "precision": None, "implementation": implementation, "bias": bias}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(implementations, "BROAD", 2)
+        patch.setattr(steps, "BROAD", 2)
         patch.setattr(steps, "on_one_device", lambda: one_device)
         patch.setattr(steps, "_crowded", lambda *_: crowded)
         ours = FORMS[form](*given_slots.values(), result=result, **params)

@@ -14,16 +14,7 @@ from jax import lax
 from flax_sepconv._depthwise.at_once import at_once
 from flax_sepconv._depthwise.fusion import unfused, unknown
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import (
-    TERMS,
-    backwards,
-    each_multiplier,
-    product,
-    repeated,
-    rows,
-    slices,
-    summed,
-)
+from flax_sepconv._depthwise.taps import product, rows, slices, summed
 
 LANES = 8
 
@@ -39,6 +30,9 @@ NEAR = 16 * WAY
 CROWDED = 20 * WAY
 """Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
 
+TERMS = 96
+"""Taps of one sum at the most: XLA vectorizes none of 125 products."""
+
 PIECE = 64
 """Taps of one sum, where there are more than `TERMS`, which take longer to compile: 0.4 to 0.9 s of CPU for 257."""
 
@@ -47,12 +41,7 @@ UNROLLED = 8
 200 on 4, 800, 256 7.8 instead of 6.2. More take long to compile: 64 sums 8 s with gradients, in a loop 0.3."""
 
 
-def may_take(result: str, geometry: Geometry, channels: int) -> bool:
-    """Whether there is a form for the slot `result`, and a vector is filled by so many channels times multipliers."""
-    return channels >= LANES and (result == "output" or geometry.strides == 1)
-
-
-def pay(result: str, geometry: Geometry, channels: int) -> bool:
+def pay(geometry: Geometry, channels: int) -> bool:
     """Whether these are faster than `taps`.
 
     By how much depends on the processor. With a first cache of 32 kB (AMD Zen) the output takes, in ms, 5.4 by `taps`
@@ -65,48 +54,29 @@ def pay(result: str, geometry: Geometry, channels: int) -> bool:
     by_taps, by_rows = math.gcd(channels, WAY), math.gcd(geometry.dilation * channels, WAY)
     crowded = size * (by_taps + by_rows) // 2 >= CROWDED
     many = size > TERMS or (size >= SOME and size * channels > NEAR) or crowded
-    return many and may_take(result, geometry, channels)
+    return many and channels >= LANES
 
 
 def output(x, kernel, geometry: Geometry) -> jax.Array:
-    """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`."""
-    *outer, multiplier, channels = kernel.shape
-    if multiplier > 1 and channels % LANES:  # fewer lanes are spare with both in one axis
-        y = output(repeated(x, multiplier), kernel.reshape(*outer, 1, multiplier * channels), geometry)
-        return y.reshape(*y.shape[:3], multiplier, channels)
-    return _correlation(lax.expand_dims(x, (3,)), kernel, geometry)
-
-
-def input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
-    """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`, at stride 1."""
-    multiplier = kernel.shape[2]
-    if multiplier > 1 and geometry.kernel_size * multiplier > TERMS:
-        return each_multiplier(input_gradient, kernel, cotangent, geometry)
-    return lax.squeeze(_correlation(cotangent, kernel, backwards(geometry), added=multiplier), (3,))
-
-
-def _correlation(array, kernel, geometry: Geometry, added: int | None = None) -> jax.Array:
-    """`(G, N, L, M or 1, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`, or `1` for `M` with so many `added`.
-
-    These are for the input's gradient, which has the taps in the other order.
-    """
+    """`(G, N, L, C)` and `(G, K, 1, C)` to `(G, N, O, 1, C)`."""
+    kernel = lax.squeeze(kernel, (2,))
     count, stride, dilation = geometry.output_length, geometry.strides, geometry.dilation
-    size, channels = kernel.shape[1], kernel.shape[3]
+    size, channels = kernel.shape[1:]
     pieces = 1 if size <= TERMS else -(-size // PIECE)
     width = -(-size // pieces)
     last = (count - 1) * stride + geometry.span - geometry.low  # rows from the input's first that are read
-    blocks = _blocks(array, before=geometry.low, after=last - geometry.length)
-    static = {"count": count, "stride": stride, "dilation": dilation, "added": added}
+    blocks = _blocks(x, before=geometry.low, after=last - geometry.length)
+    static = {"count": count, "stride": stride, "dilation": dilation}
     if pieces == 1:
         return _channels(unfused(_sums)(blocks, kernel, **static), channels=channels)
     # The last piece meets some rows again, with taps of zero: of rows beyond its window a NaN would reach an output.
     rest = size - (pieces - 1) * width
-    kernel = _inserted(kernel, rest if added else size - rest, width - rest)
+    kernel = _zeros_inserted(kernel, size - rest, width - rest)
 
     def step(i, total):
         return unfused(_more)(i, total, blocks, kernel, size=size, width=width, **static)
 
-    total = lax.full_like(blocks, 0, shape=_shape_of_sums(blocks, kernel, count, added))
+    total = lax.full_like(blocks, 0, shape=_shape_of_sums(blocks, count))
     if pieces <= UNROLLED:
         for i in range(pieces):
             total = step(unknown(i), total)
@@ -115,48 +85,46 @@ def _correlation(array, kernel, geometry: Geometry, added: int | None = None) ->
     return _channels(total, channels=channels)
 
 
-def _more(i, total, blocks, kernel, *, size: int, width: int, count: int, stride: int, dilation: int, added):
+def _more(i, total, blocks, kernel, *, size: int, width: int, count: int, stride: int, dilation: int):
     """`total`, and the sums of the `i`-th `width` taps of `size`."""
     reach = (count - 1) * stride + (width - 1) * dilation + 1
-    some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 4)
-    first = kernel.shape[1] - width - i * width if added else i * width
-    taps = lax.dynamic_slice_in_dim(kernel, first, width, 1)
-    return total + _sums(some, taps, count=count, stride=stride, dilation=dilation, added=added)
+    some = lax.dynamic_slice_in_dim(blocks, lax.min(i * width, size - width) * dilation, reach, 3)
+    taps = lax.dynamic_slice_in_dim(kernel, i * width, width, 1)
+    return total + _sums(some, taps, count=count, stride=stride, dilation=dilation)
 
 
-def _shape_of_sums(blocks, kernel, count: int, added: int | None) -> tuple[int, ...]:
-    return (*blocks.shape[:2], 1 if added else kernel.shape[2], blocks.shape[3], count, LANES)
+def _shape_of_sums(blocks, count: int) -> tuple[int, ...]:
+    return (*blocks.shape[:3], count, LANES)
 
 
-def _sums(blocks, kernel, *, count: int, stride: int, dilation: int, added: int | None) -> jax.Array:
+def _sums(blocks, kernel, *, count: int, stride: int, dilation: int) -> jax.Array:
     """Of all taps, `count` for each block."""
     kernel = _spare(kernel)
-    kernel = kernel.reshape(*kernel.shape[:3], kernel.shape[3] // LANES, LANES)
-    shape = _shape_of_sums(blocks, kernel, count, added)
-    return _sums_of_taps(blocks, kernel, shape=shape, stride=stride, dilation=dilation, added=added)
+    kernel = kernel.reshape(*kernel.shape[:2], kernel.shape[2] // LANES, LANES)
+    return _sums_of_taps(
+        blocks, kernel, shape=_shape_of_sums(blocks, count), stride=stride, dilation=dilation
+    )
 
 
 @at_once
-def _sums_of_taps(ops, blocks, kernel, *, shape, stride: int, dilation: int, added: int | None):
-    """`(G, N, M, blocks, O, LANES)` of `(G, N, M or 1, blocks, rows, LANES)` and `(G, K, M, blocks, LANES)`."""
-    taps = slices(kernel, 1, ops)
-    meets = (
-        [enumerate(slices(tap, 2, ops)) for tap in reversed(taps)]
-        if added
-        else [[(None, tap)] for tap in taps]
+def _sums_of_taps(ops, blocks, kernel, *, shape, stride: int, dilation: int):
+    """`(G, N, blocks, O, LANES)` of `(G, N, blocks, rows, LANES)` and `(G, K, blocks, LANES)`."""
+    return summed(
+        (
+            product(
+                rows(blocks, t * dilation, shape[3], stride, axes=(3, 4), ops=ops),
+                tap,
+                shape,
+                (0, 1, 2, 4),
+                ops,
+            )
+            for t, tap in enumerate(slices(kernel, 1, ops))
+        ),
+        ops,
     )
 
-    def terms():
-        for t, meet in enumerate(meets):
-            for m, tap in meet:
-                some = rows(blocks, t * dilation, shape[4], stride, m, axes=(4, 2), ops=ops)
-                some = some if some.shape == shape else ops.broadcast_in_dim(some, shape, range(6))
-                yield product(some, tap, shape, (0, 1, 2, 3, 5), ops)
 
-    return summed(terms(), ops)
-
-
-def _inserted(kernel, at: int, count: int) -> jax.Array:
+def _zeros_inserted(kernel, at: int, count: int) -> jax.Array:
     """So many taps of zero in the midst of others."""
     shape = (kernel.shape[0], count, *kernel.shape[2:])
     zeros = lax.full_like(kernel, 0, shape=shape)
@@ -165,17 +133,17 @@ def _inserted(kernel, at: int, count: int) -> jax.Array:
 
 @unfused
 def _blocks(array, *, before: int, after: int) -> jax.Array:
-    """`(G, N, L, M, C)`, with so many rows of zeros around it, to `(G, N, M, blocks, rows, LANES)`."""
+    """`(G, N, L, C)`, with so many rows of zeros around it, to `(G, N, blocks, rows, LANES)`."""
     array = _spare(array)
-    array = array.reshape(*array.shape[:4], array.shape[4] // LANES, LANES).transpose(0, 1, 3, 4, 2, 5)
-    return _zeros(array, 4, before, after)
+    array = array.reshape(*array.shape[:3], array.shape[3] // LANES, LANES).swapaxes(2, 3)
+    return _zeros(array, 3, before, after)
 
 
 @unfused
 def _channels(array, *, channels: int) -> jax.Array:
-    """`(G, N, M, blocks, O, LANES)` to `(G, N, O, M, C)`."""
-    array = array.transpose(0, 1, 4, 2, 3, 5)
-    return lax.slice_in_dim(lax.collapse(array, 4), 0, channels, 1, 4)
+    """`(G, N, blocks, O, LANES)` to `(G, N, O, 1, C)`."""
+    array = lax.slice_in_dim(lax.collapse(array.swapaxes(2, 3), 3), 0, channels, 1, 3)
+    return lax.expand_dims(array, (3,))
 
 
 def _spare(array) -> jax.Array:

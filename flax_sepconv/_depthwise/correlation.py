@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._depthwise.at_once import at_once
-from flax_sepconv._depthwise.fusion import unfused, unknown, written
+from flax_sepconv._depthwise.fusion import unfused, unknown
 from flax_sepconv._depthwise.geometry import Geometry
-from flax_sepconv._depthwise.taps import TIME, pad, product, repeated, rows, rows_read, slices
+from flax_sepconv._depthwise.partitioning import on_one_device
+from flax_sepconv._depthwise.taps import TIME, pad, product, rows, rows_read, slices
 
 BLOCK = 8  # outputs in a block of a reduction
 MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
@@ -40,19 +41,14 @@ UNROLLED = 4
 
 
 def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
-    """`(G, N, L, C)` and `(G, N, O, M, C)` to `(G, K, M, C)`."""
-    groups, *_, multiplier, channels = cotangent.shape
+    """`(G, N, L, C)` and `(G, N, O, 1, C)` to `(G, K, 1, C)`."""
+    groups, *_, channels = cotangent.shape
     size = geometry.kernel_size
     if geometry.dilation > 1 and geometry.strides > 1 and size > FEW:
         return plain_sums(x, cotangent, geometry)  # configs refuse this pair, so it need not be fast
     x, geometry = padded(x, geometry)
-    if multiplier > 1:  # the forms below have one
-        x = repeated(x, multiplier)
-        cotangent = cotangent.reshape(*cotangent.shape[:3], 1, multiplier * channels)
     form = _by_reduction if size <= FEW else _by_sums
-    gradient = form(x, cotangent, geometry).reshape(groups, size, multiplier, channels)
-    # For another order of its axes there would be two kernels, of which one only joins what `form` gives.
-    return written(gradient) if multiplier > 1 else gradient
+    return form(x, cotangent, geometry).reshape(groups, size, 1, channels)
 
 
 def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
@@ -64,13 +60,13 @@ def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
     before, after = geometry.low, max(_rows(geometry) - geometry.low - geometry.length, 0)
     if before == after == 0 and times == 1:
         return x, geometry
-    return unfused(_copy)(x, before=before, after=after, times=times), geometry._replace(
-        length=before + geometry.length + after, low=0, high=geometry.high - after
-    )
+    # With rows and channels as one axis, channels that are divided among devices would be gathered.
+    copy = unfused(_copy)(x, before=before, after=after, times=times, flat=on_one_device())
+    return copy, geometry._replace(length=before + geometry.length + after, low=0, high=geometry.high - after)
 
 
-def _copy(x, *, before: int, after: int, times: int) -> jax.Array:
-    x = pad(x, before, after)
+def _copy(x, *, before: int, after: int, times: int, flat: bool) -> jax.Array:
+    x = pad(x, before, after, flat)
     return lax.collapse(lax.broadcast_in_dim(x, (*x.shape, times), range(x.ndim)), x.ndim - 1)
 
 

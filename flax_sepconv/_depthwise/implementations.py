@@ -2,7 +2,7 @@
 
 | implementation | output and input's gradient | kernel's gradient |
 | --- | --- | --- |
-| `"taps"` | sums of shifted products (on a CPU `taps` or `blocks`) | `correlation`, on a GPU plain sums |
+| `"taps"` | sums of shifted products (on a CPU `taps` or `blocks`) | plain sums, on a CPU `correlation` |
 | `"fourier"` | transforms along time | transforms along time |
 | `"lax"` | XLA's grouped convolution | XLA's grouped convolution |
 
@@ -17,7 +17,7 @@ import jax
 from jax import export, lax
 
 from flax_sepconv._depthwise import blocks, correlation, fourier, grouped, taps
-from flax_sepconv._depthwise.fusion import unfused, written
+from flax_sepconv._depthwise.fusion import unfused
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import AXES, by_parts
 
@@ -29,9 +29,9 @@ def _by_parts(function: Callable, result: str) -> Callable:
 # Each a function of the two arrays that are given, in the order input, kernel, output, and the geometry.
 _FUNCTIONS: dict[str, dict[str, Callable]] = {
     "taps": {
-        "output": taps.flat_output,
-        "input": taps.input_gradient,
-        "kernel": _by_parts(correlation.kernel_gradient, "kernel"),
+        "output": functools.partial(taps.output, in_place=True),
+        "input": functools.partial(taps.input_gradient, in_place=True),
+        "kernel": correlation.plain_sums,
     },
     "fourier": {
         "output": _by_parts(fourier.output, "output"),
@@ -53,67 +53,94 @@ PLATFORMS = ("cpu", *GPU)
 """What is told apart here."""
 
 
-BROAD = 16
-"""Channels from which the output of several multipliers has an axis for them, for which nothing is repeated: 5.6 to 3.4
-ms for both steps on 32, 1024, 16 with 7 taps and 4, 2.3 to 1.4 on 100, 24, 113 with 5 and 2; but 1.7 to 1.9 on 32,
-1000, 12 with 9 and 2, 2.4 to 2.8 on 32, 400, 8 with 9 and 8. It is a call, or XLA makes one axis of two within sums."""
-
-
 def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool, fused: bool) -> jax.Array:
     multiplier, channels = kernel.shape[2:]
-    if blocks.pay("output", geometry, multiplier * channels):
-        return _by_parts(unfused(blocks.output), "output")(x, kernel, geometry=geometry)
-    if multiplier > 1 and channels >= BROAD and not differentiated:
-        return _by_parts(unfused(taps.output), "output")(x, kernel, geometry=geometry)
-    if multiplier > 1 and differentiated:
-        # XLA would fuse the sums with a transpose of the kernel: 10.4 against 18.7 ms for all gradients on 16, 2000, 32
-        # with 15 taps and 2 multipliers.
-        kernel = written(kernel)
+    if blocks.pay(geometry, multiplier * channels):
+        return _by_parts(unfused(_of_channels(blocks.output)), "output")(x, kernel, geometry=geometry)
+    if multiplier > 1:
+        return _by_parts(unfused(_of_channels(taps.output)), "output")(x, kernel, geometry=geometry)
     if differentiated and not geometry.is_inside:
         return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry, fused=fused)
-    return taps.flat_output(x, kernel, geometry)
+    return taps.output(x, kernel, geometry)
+
+
+def _of_channels(output: Callable) -> Callable:
+    """`output` of one multiplier for several, which are as many times the channels."""
+
+    def call(x, kernel, geometry: Geometry) -> jax.Array:
+        multiplier, channels = kernel.shape[2:]
+        if multiplier == 1:
+            return output(x, kernel, geometry)
+        x, geometry = correlation.padded(x, geometry)
+        y = output(lax.concatenate([x] * multiplier, 3), _flat(kernel), geometry)
+        return y.reshape(*y.shape[:3], multiplier, channels)
+
+    return call
 
 
 def _output_of_copy(x, kernel, geometry: Geometry, fused: bool = False) -> jax.Array:
     """The output from the copy that the kernel's gradient reads."""
     x, geometry = correlation.padded(x, geometry)
-    if fused or kernel.shape[2] > 1:  # repeated like the kernel gradient's
-        return taps.flat_output(x, kernel, geometry)
-    return unfused(taps.output)(x, kernel, geometry=geometry)
+    return (taps.output if fused else unfused(taps.output))(x, kernel, geometry=geometry)
 
 
-def _input_gradient_on_cpu(kernel, cotangent, geometry: Geometry) -> jax.Array:
-    """Calls, with what they copy, which is freed soon then: 37.9 to 28.8 MB on 128, 128, 128 with 13 taps."""
-    if geometry.strides == kernel.shape[2] == 1:
-        return _by_parts(_input_gradient_as_output, "input")(kernel, cotangent, geometry=geometry)
-    pay = blocks.pay("input", geometry, kernel.shape[2] * kernel.shape[3])
-    form = blocks.input_gradient if pay else taps.input_gradient
-    return _by_parts(unfused(form), "input")(kernel, cotangent, geometry=geometry)
+def _input_gradient_on_cpu(kernel, cotangent, geometry: Geometry, fused: bool) -> jax.Array:
+    if kernel.shape[2] > 1:
+        return _by_parts(unfused(_added_input_gradient), "input")(kernel, cotangent, geometry=geometry)
+    if geometry.strides > 1:
+        return _by_parts(unfused(taps.input_gradient), "input")(kernel, cotangent, geometry=geometry)
+    return _by_parts(_input_gradient_as_output, "input")(kernel, cotangent, geometry=geometry, fused=fused)
 
 
-def _input_gradient_as_output(kernel, cotangent, geometry: Geometry) -> jax.Array:
-    """The output of the cotangent and the reversed kernel; XLA compiles both once if they are of the same sizes."""
+def _added_input_gradient(kernel, cotangent, geometry: Geometry) -> jax.Array:
+    """That of as many channels as there are with all multipliers, which are then added up, if possible in one pass."""
+    _, size, multiplier, channels = kernel.shape
+    fused = size * multiplier <= blocks.TERMS
+    each = _input_gradient_on_cpu(_flat(kernel), _flat(cotangent), geometry, fused)
+    each = each.reshape(*each.shape[:3], multiplier, channels)
+    return functools.reduce(lax.add, [each[:, :, :, m] for m in range(multiplier)])
+
+
+def _input_gradient_as_output(kernel, cotangent, geometry: Geometry, fused: bool) -> jax.Array:
+    """The output of the cotangent and the reversed kernel; XLA compiles both once if they are of the same sizes.
+
+    A call, if it is not fused, with the copy that it makes, which is freed soon then: 37.9 to 28.8 MB on 128, 128, 128
+    with 13 taps.
+    """
     cotangent, kernel, geometry = (
         lax.squeeze(cotangent, (3,)),
         lax.rev(kernel, (1,)),
         taps.backwards(geometry),
     )
-    form = blocks.output if blocks.pay("output", geometry, kernel.shape[3]) else _output_of_copy
+    pay = blocks.pay(geometry, kernel.shape[3])
+    if fused and not pay:
+        return lax.squeeze(_output_of_copy(cotangent, kernel, geometry, fused=True), (3,))
+    form = blocks.output if pay else _output_of_copy
     return lax.squeeze(unfused(form)(cotangent, kernel, geometry=geometry), (3,))
 
 
+def _kernel_gradient_on_cpu(x, cotangent, geometry: Geometry) -> jax.Array:
+    multiplier, channels = cotangent.shape[3:]
+    if multiplier > 1:
+        x, geometry = correlation.padded(x, geometry)
+        x = lax.concatenate([x] * multiplier, 3)
+    by_parts = _by_parts(correlation.kernel_gradient, "kernel")
+    gradient = by_parts(x, _flat(cotangent), geometry=geometry)
+    return gradient.reshape(*gradient.shape[:2], multiplier, channels)
+
+
+def _flat(array) -> jax.Array:
+    """Multipliers as channels: `(..., M, C)` to `(..., 1, M * C)`."""
+    *outer, multiplier, channels = array.shape
+    return array.reshape(*outer, 1, multiplier * channels)
+
+
 # The same as a platform likes it.
-_TAPS_ON_GPU: dict[str, Callable] = {
-    "output": functools.partial(taps.output, in_place=True),
-    "input": functools.partial(taps.input_gradient, in_place=True),
-    "kernel": correlation.plain_sums,
-}
-_ON_PLATFORM: dict[tuple[str, str | None], dict[str, Callable]] = {
-    **{("taps", gpu): _TAPS_ON_GPU for gpu in GPU},
+_ON_PLATFORM: dict[tuple[str, str], dict[str, Callable]] = {
     ("taps", "cpu"): {
         "output": _output_on_cpu,
         "input": _input_gradient_on_cpu,
-        "kernel": _FUNCTIONS["taps"]["kernel"],
+        "kernel": _kernel_gradient_on_cpu,
     },
     ("fourier", "cpu"): {
         "output": _by_parts(fourier.in_double(fourier.output), "output"),
@@ -165,12 +192,12 @@ def choose(
         fused: whether XLA should compute what follows in the same pass.
     """
     name = implementation or favoured(result, geometry, channels, platform)
-    functions = _ON_PLATFORM.get((name, platform), _FUNCTIONS[name])
+    functions = _ON_PLATFORM.get((name, platform or ""), _FUNCTIONS[name])
     options: dict[str, Any] = {}
     if name == "lax":
         options["precision"] = precision
-    elif (name, result, platform) == ("taps", "output", "cpu"):
-        options |= {"differentiated": differentiated, "fused": fused}
+    elif (name, platform) == ("taps", "cpu") and result != "kernel":
+        options |= {"fused": fused} | ({"differentiated": differentiated} if result == "output" else {})
     return functools.partial(functions[result], geometry=geometry, **options)
 
 
@@ -183,6 +210,7 @@ def favoured(result: str, geometry: Geometry, channels: int, platform: str | Non
     fourier_from = measured[result]
     if platform == "cpu":
         fourier_from *= 1 if result == "input" else geometry.strides
-        if result == "kernel" or not blocks.may_take(result, geometry, channels):
+        by_rows = result == "kernel" or (result == "input" and geometry.strides > 1)
+        if by_rows or channels < blocks.LANES:
             fourier_from = min(fourier_from, _FOURIER_FROM_WITHOUT_BLOCKS)
     return "taps" if geometry.kernel_size < fourier_from else "fourier"

@@ -22,7 +22,7 @@ from flax_sepconv._depthwise.geometry import Geometry
 TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
 
 EDGED = 40
-"""Taps, times multipliers, up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
+"""Taps up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
 with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128). More
 sums take longer to compile, so where there are gradients all is padded: on six shapes with 3 or 4 taps it takes 0.97 to
 1.11 times as long to run then, and 0.6 to 0.7 times to compile."""
@@ -31,37 +31,15 @@ FEW = 20
 """Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
 forward), as long for 13, and less for 31 (1.7 to 1.4 s when gradients had edges too)."""
 
-TERMS = 96
-"""Products in one sum of the input's gradient; beyond, each multiplier has a sum of its own, in a loop. On 8, 1000, 64:
-15 taps and 2 multipliers 1.1 against 2.1 ms, 40 and 2 or 24 and 4 equal, 32 and 4 28 against 7.1, 100 and 2 72 against
-13, because XLA vectorizes no sum of 128. It compiles faster too (64 and 16 with strides of 3: 7.3 to 0.6 s)."""
-
 CHAIN = 8
 """Terms that are added one after the other. The error is then about that of XLA's grouped convolution, however many
 taps there are, and time is the same; four chains had 1.2 and 1.4 times that error for 64 and 128 taps."""
 
 
-def flat_output(x, kernel, geometry: Geometry) -> jax.Array:
-    """`output`, computed with `multiplier * channels` channels.
-
-    Two axes, of multipliers and of channels, become one in a product that follows. XLA does that within the sums before
-    it, which makes them scalar: 9.5 against 6.5 ms forward on 4, 16000, 16 with 9 taps and 2 multipliers.
-    """
-    groups, size, multiplier, channels = kernel.shape
-    if multiplier == 1:
-        return output(x, kernel, geometry)
-    if is_copied(size, geometry):
-        x, geometry = padded(x, geometry)
-    kernel = kernel.reshape(groups, size, 1, multiplier * channels)
-    y = output(repeated(x, multiplier), kernel, geometry)
-    return y.reshape(*y.shape[:3], multiplier, channels)
-
-
 def output(x, kernel, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """`(G, N, L, C)` and `(G, K, M, C)` to `(G, N, O, M, C)`.
 
-    `in_place` reads `x` without a copy, however many taps and multipliers: on a GPU, XLA would make it anew for every
-    tap.
+    `in_place` reads `x` without a copy, however many taps there are: on a GPU, XLA would make it anew for every tap.
     """
 
     def sums(x, kernel, start, count):
@@ -87,9 +65,7 @@ def _output_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int):
 
 def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False) -> jax.Array:
     """`(G, K, M, C)` and `(G, N, O, M, C)` to `(G, N, L, C)`; `in_place` as for `output`."""
-    _, size, multiplier, _ = kernel.shape
-    if multiplier > 1 and -(-size // geometry.strides) * multiplier > TERMS and not in_place:
-        return each_multiplier(input_gradient, kernel, cotangent, geometry)
+    size = geometry.kernel_size
     if geometry.strides > 1:
         return _strided_input_gradient(kernel, cotangent, geometry, in_place)
 
@@ -123,20 +99,6 @@ def backwards(geometry: Geometry) -> Geometry:
     return geometry._replace(
         length=geometry.output_length, low=reach - geometry.low, high=reach - geometry.high
     )
-
-
-def each_multiplier(gradient: Callable, kernel, cotangent, geometry: Geometry) -> jax.Array:
-    """The input's `gradient(kernel, cotangent, geometry)` as a loop over the multipliers."""
-    groups, _, multiplier, channels = kernel.shape
-
-    def add(m, total):
-        kernel_m, cotangent_m = (
-            lax.dynamic_slice_in_dim(array, m, 1, array.ndim - 2) for array in (kernel, cotangent)
-        )
-        return total + gradient(kernel_m, cotangent_m, geometry)
-
-    shape = (groups, cotangent.shape[1], geometry.length, channels)
-    return lax.fori_loop(0, multiplier, add, lax.full_like(cotangent, 0, shape=shape))
 
 
 def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool) -> jax.Array:
@@ -239,13 +201,8 @@ def pad(x, before: int, after: int, flat: bool = True) -> jax.Array:
     return lax.pad(x, zero, config)
 
 
-def repeated(x, multiplier: int) -> jax.Array:
-    """The channels once for each multiplier, which makes a layer of one multiplier."""
-    return lax.concatenate([x] * multiplier, x.ndim - 1)
-
-
 def is_copied(taps: int, geometry: Geometry) -> bool:
-    """Whether sums of so many products are taken over a padded copy, not in place and with sums for the edges."""
+    """Whether sums of so many taps are taken over a padded copy, not in place and with sums for the edges."""
     outputs, (first, last) = geometry.output_length, geometry.interior
     if geometry.is_inside:
         return False
@@ -255,9 +212,8 @@ def is_copied(taps: int, geometry: Geometry) -> bool:
 
 def _by_pieces(x, kernel, geometry: Geometry, in_place: bool, sums: Callable) -> jax.Array:
     """`sums(x, kernel, start, count)` for all outputs."""
-    _, size, multiplier, _ = kernel.shape
     outputs, (first, last) = geometry.output_length, geometry.interior
-    if is_copied(0 if in_place else size * multiplier, geometry):
+    if is_copied(0 if in_place else geometry.kernel_size, geometry):
         return sums(rows_read(x, geometry, 0, outputs, flat=not in_place), kernel, 0, outputs)
     middle = sums(x, kernel, first * geometry.strides - geometry.low, last - first)
     edges = [(a, b) for a, b in ((0, first), (last, outputs)) if a < b]
@@ -283,7 +239,7 @@ def _of_edges(
         rows += pieces[-1].shape[TIME]
     read = lax.concatenate(pieces, TIME)
     each = [(start, last - first) for start, (first, last) in zip(starts, edges, strict=True)]
-    if kernel.shape[1] * kernel.shape[2] <= FEW:
+    if geometry.kernel_size <= FEW:
         return [sums(read, kernel, start * geometry.strides, count) for start, count in each]
     # XLA computes no window in between.
     total = sums(read, kernel, 0, (rows - geometry.span) // geometry.strides + 1)
