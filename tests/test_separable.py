@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import flax_sepconv as fsc
-from flax_sepconv._depthwise import Geometry
+from flax_sepconv._depthwise import Geometry, implementations
 from flax_sepconv._separable import steps
 from flax_sepconv._separable.primitive import SLOTS, contract
 from tests.test_depthwise import assert_close
@@ -85,7 +85,7 @@ def test_every_form_is_the_definition(result, form, problem, implementation, one
     given_slots = {slot: array for slot, array in slots.items() if slot != result}
     params = {"geometry": geometry, "precision": None, "implementation": implementation, "bias": bias}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "BROAD", 2)
+        patch.setattr(implementations, "BROAD", 2)
         patch.setattr(steps, "on_one_device", lambda: one_device)
         patch.setattr(steps, "_crowded", lambda *_: crowded)
         ours = FORMS[form](*given_slots.values(), result=result, **params)

@@ -104,15 +104,23 @@ def joined(
     name = implementation or implementations.favoured(contraction, geometry, rows, "cpu")
     if multiplier > 1 and name != "taps":
         return apart(*arrays, result=result, bias=bias, **params)
-    if multiplier > 1 and x is not None:
-        x, params["geometry"] = _repeated(x, geometry, multiplier)
-    kernel = None if kernel is None else kernel.reshape(-1, rows, 1)
+    if multiplier > 1 and not differentiated and channels >= implementations.BROAD and on_one_device():
+        weights = _rows_swapped(pointwise[:rows], channels)
+        pointwise = lax.concatenate([weights, pointwise[rows:]], 0)
+    elif multiplier > 1:
+        if x is not None:
+            x, params["geometry"] = _repeated(x, geometry, multiplier)
+        kernel = None if kernel is None else kernel.reshape(-1, rows, 1)
     depthwise = functools.partial(compute, platform="cpu", **params)
     if result == "kernel":
         gradient = _depthwise_gradient(x, None, _product_transposed(y, pointwise, precision), depthwise)
         return gradient.reshape(-1, channels, multiplier)
     if result == "input":
-        fused = multiplier > 1 and channels >= BROAD and geometry.kernel_size * multiplier <= blocks.TERMS
+        fused = (
+            multiplier > 1
+            and channels >= implementations.BROAD
+            and geometry.kernel_size * multiplier <= blocks.TERMS
+        )
         depthwise = functools.partial(depthwise, fused=fused)
         gradient = _depthwise_gradient(None, kernel, _product_transposed(y, pointwise, precision), depthwise)
         return gradient if multiplier == 1 else _added(gradient, multiplier)
@@ -123,11 +131,6 @@ def joined(
     with_ones = bias and on_one_device() and (crowded or not differentiated)
     h = _depthwise_output(x, kernel, functools.partial(depthwise, fused=with_ones))
     return _pointwise_step(h, pointwise, y, precision, bias, differentiated, with_ones=with_ones)
-
-
-BROAD = 16
-"""Channels from which XLA vectorizes sums together with what adds up multipliers, which are side by side: all gradients
-in 0.90 to 0.97 of the time with 16 to 113, but in 1.3 to 1.4 of it with 8 and 12."""
 
 
 def _repeated(x, geometry: Geometry, multiplier: int) -> tuple[jax.Array, Geometry]:
