@@ -57,8 +57,8 @@ BROAD = 16
 """Channels from which XLA vectorizes sums that have an axis for multipliers next to them. Forward nothing is repeated
 for the output then: 5.6 to 3.4 ms for both steps on 32, 1024, 16 with 7 taps and 4, 2.3 to 1.4 on 100, 24, 113 with 5
 and 2; but 1.7 to 1.9 on 32, 1000, 12 with 9 and 2, 2.4 to 2.8 on 32, 400, 8 with 9 and 8. And what adds up multipliers
-is one pass with the sums of the input's gradient: all gradients in 0.90 to 0.97 of the time with 16 to 113 channels, but
-in 1.3 to 1.4 with 8 and 12."""
+is one pass with the sums of the input's gradient: all gradients in 0.90 to 0.97 of the time with 16 to 113 channels,
+but in 1.3 to 1.4 with 8 and 12."""
 
 
 def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool, fused: bool) -> jax.Array:
