@@ -67,6 +67,8 @@ def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
 
 def _copy(x, *, before: int, after: int, times: int, flat: bool) -> jax.Array:
     x = pad(x, before, after, flat)
+    if times == 1:
+        return x
     return lax.collapse(lax.broadcast_in_dim(x, (*x.shape, times), range(x.ndim)), x.ndim - 1)
 
 
