@@ -68,7 +68,7 @@ def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool, fused: b
     if multiplier > 1:  # a call, or XLA makes one axis of two within sums
         form = taps.output if channels >= BROAD and not differentiated else _of_channels(taps.output)
         return _by_parts(unfused(form), "output")(x, kernel, geometry=geometry)
-    if differentiated and not geometry.is_inside:
+    if differentiated:
         return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry, fused=fused)
     return taps.output(x, kernel, geometry)
 
@@ -88,8 +88,12 @@ def _of_channels(output: Callable) -> Callable:
 
 
 def _output_of_copy(x, kernel, geometry: Geometry, fused: bool = False) -> jax.Array:
-    """The output from the copy that the kernel's gradient reads."""
-    x, geometry = correlation.padded(x, geometry)
+    """The output from the copy that the kernel's gradient reads, if one is needed.
+
+    A call, if it is not fused, because XLA computes sums once for each shape that products take them in.
+    """
+    if not geometry.is_inside:
+        x, geometry = correlation.padded(x, geometry)
     return (taps.output if fused else unfused(taps.output))(x, kernel, geometry=geometry)
 
 

@@ -31,11 +31,6 @@ AXES = {"input": "nlc", "kernel": "kcm", "pointwise": "rf", "output": "nof"}
 
 SLOTS = tuple(AXES)
 
-SMALL = 1 << 17
-"""Entries of a pointwise gradient up to which it is two sums over half the rows each, which XLA computes faster: 33.6
-to 17.5 ms on 32000 rows of 200 channels to 64 filters, 10.4 to 8.1 on 4900 of 276 to 276; but 17.7 to 23.7 on 3200 of
-512 to 512."""
-
 
 def apart(*arrays, result: str, precision, bias: bool, **params):
     """One step after the other, as `_separable.primitive.contract` says.
@@ -120,8 +115,10 @@ def _in_rows(
         weights = _rows_swapped(pointwise[:rows], channels)
         pointwise = lax.concatenate([weights, pointwise[rows:]], 0)
     elif multiplier > 1:
-        x, params["geometry"] = (x, geometry) if x is None else _repeated(x, geometry, multiplier)
-        kernel = None if kernel is None else kernel.reshape(size, rows, 1)
+        if x is not None:
+            x, params["geometry"] = _repeated(x, geometry, multiplier)
+        if kernel is not None:
+            kernel = kernel.reshape(size, rows, 1)
     depthwise = functools.partial(compute, platform="cpu", **params)
     if result == "kernel":
         gradient = _depthwise_gradient(x, None, _product_transposed(y, pointwise, precision), depthwise)
@@ -132,7 +129,8 @@ def _in_rows(
         return gradient if multiplier == 1 else _added(gradient, multiplier)
     filters = (pointwise if y is None else y).shape[-1]
     by_rows = implementation == "taps" and not blocks.pay(geometry, rows)
-    crowded = by_rows and _crowded(rows, filters, size)
+    even = x.shape[0] * geometry.output_length % 2 == 0
+    crowded = by_rows and even and _crowded(rows, filters, size)
     # Channels with one more could not stay divided among devices as they are.
     with_ones = bias and on_one_device() and (crowded or not differentiated)
     h = _depthwise_output(x, kernel, functools.partial(depthwise, fused=with_ones))
@@ -191,12 +189,12 @@ def _crowded(channels: int, filters: int, kernel_size: int) -> bool:
     """Whether rows share sets of the cache in the pointwise gradient's sums, but for a channel of ones behind them.
 
     For multiples of 64 channels, with which 16384 rows to 64 filters take 1.6 instead of 3.5 ms, and all gradients
-    0.85 to 0.97 times as long (3 taps on 2, 1600, 512 to 128 filters 9.8 instead of 11.3 ms, 4 on 2048, 1536 to 80 13.1
-    instead of 15.7), and of 32 (3 taps on 32, 1024, 32 to 64 filters 5.1 instead of 5.9 ms). But it is 20 ms more to
-    compile, so the more taps there are, which take long anyway, the more channels it is for.
+    0.78 to 0.95 times as long (13 taps on 128, 128, 128 to 64 filters, 5 on 16, 500, 256 to 64), and of 32 (3 taps on
+    32, 1024, 32 to 64 filters 5.1 instead of 5.9 ms). But it is 20 to 45 ms more to compile, so it is not for many
+    taps, which take long anyway. From 512 channels on it changes nothing (0.99 times as long in the mean of eight).
     """
-    multiple = 32 if kernel_size <= 5 else 64 if kernel_size <= 16 else 512
-    return channels % multiple == 0 and channels * filters < SMALL
+    multiple = 32 if kernel_size <= 5 else 64
+    return kernel_size <= 16 and channels < 512 and channels % multiple == 0 and channels * filters < 1 << 17
 
 
 def _with_ones(h) -> jax.Array:
@@ -212,16 +210,16 @@ def _pointwise_step(
     Apart, it takes a pass over the output and one over its gradient, 0 to 7 % of the time of all gradients, but none of
     three kernels that join or part arrays, each of 16 to 40 ms to compile; and a loss may fuse the first.
     """
-    if bias and with_ones:
-        h = _with_ones(h)
-    elif bias and y is None:
-        return _to_output(h, pointwise[:-1], precision, differentiated) + pointwise[None, -1:]
-    elif bias:
-        gradient = _to_pointwise(h, y, precision)
-        return lax.concatenate([gradient, lax.expand_dims(lax.reduce_sum(y, (0, 1)), (0,))], 0)
+    with_ones = bias and with_ones
+    h = _with_ones(h) if with_ones else h
     if y is None:
-        return _to_output(h, pointwise, precision, differentiated)
-    return _to_pointwise(h, y, precision)
+        weights, last = (pointwise, None) if with_ones or not bias else (pointwise[:-1], pointwise[None, -1:])
+        y = _to_output(h, weights, precision, differentiated, halved=differentiated and with_ones)
+        return y if last is None else y + last
+    gradient = _to_pointwise(h, y, precision, halved=with_ones)
+    if with_ones or not bias:
+        return gradient
+    return lax.concatenate([gradient, lax.expand_dims(lax.reduce_sum(y, (0, 1)), (0,))], 0)
 
 
 def _product(h, pointwise, precision) -> jax.Array:
@@ -244,10 +242,11 @@ def _over_rows(h, y, precision) -> jax.Array:
     )
 
 
-def _to_output(h, pointwise, precision, differentiated: bool) -> jax.Array:
+def _to_output(h, pointwise, precision, differentiated: bool, halved: bool) -> jax.Array:
     """`_product` of `(N, O, R)` and `(R, F)`; each row by itself, so devices may divide the windows, `w`, too."""
-    part = _product if _tiled(pointwise.shape[1]) and not differentiated else _product_of_eigen
-    return by_parts(part, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+    if _tiled(pointwise.shape[1]) and not differentiated:
+        return by_parts(_product, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision)
+    return by_parts(_product_of_eigen, ("nwr", "rf"), "nwf")(h, pointwise, precision=precision, halved=halved)
 
 
 def _tiled(filters: int) -> bool:
@@ -260,12 +259,11 @@ def _tiled(filters: int) -> bool:
     return filters in (64, 128)
 
 
-def _product_of_eigen(h, pointwise, precision) -> jax.Array:
+def _product_of_eigen(h, pointwise, precision, halved: bool) -> jax.Array:
     """`_product` as a convolution of one tap."""
     batch, outputs, _ = h.shape
-    rows = _halves(h) if _halved(h, pointwise.shape[1]) else h
     y = lax.conv_general_dilated(
-        rows,
+        _as_rows(h, halved),
         lax.expand_dims(pointwise, (0,)),
         (1,),
         "VALID",
@@ -275,32 +273,29 @@ def _product_of_eigen(h, pointwise, precision) -> jax.Array:
     return y.reshape(batch, outputs, y.shape[2])
 
 
-def _to_pointwise(h, y, precision) -> jax.Array:
-    """`_over_rows` of `(N, O, R)` and `(N, O, F)`, if it is small as the sum of two over half the rows each."""
-    return by_parts(_pointwise_part, ("nor", "nof"), "rf")(h, y, precision=precision)
+def _to_pointwise(h, y, precision, halved: bool) -> jax.Array:
+    """`_over_rows` of `(N, O, R)` and `(N, O, F)`."""
+    return by_parts(_pointwise_part, ("nor", "nof"), "rf")(h, y, precision=precision, halved=halved)
 
 
-def _pointwise_part(h, y, precision) -> jax.Array:
-    if not _halved(h, y.shape[2]):
-        return _over_rows(h, y, precision)
-    dimensions = (((1,), (1,)), ((0,), (0,)))
-    return lax.dot_general(
-        _halves(h), _halves(y), dimensions, precision=precision, preferred_element_type=h.dtype
-    ).sum(0)
+def _pointwise_part(h, y, precision, halved: bool) -> jax.Array:
+    """Over one axis, with which XLA reads `h` as it is; over two it would transpose it before.
 
-
-def _halved(h, filters: int) -> bool:
-    """Whether both products with `h` take it in halves.
-
-    Only the sums gain. But XLA writes `h`, with its channel of ones, once for each shape that it is taken in (78 to 52
-    MB of temporary memory and 44.9 to 41.6 ms with gradients on 64, 500, 200 to 64 filters with 3 taps).
+    With ones it is two sums over half the rows each, with which all gradients of eight shapes take 0.70 to 0.97 times
+    as long; without ones 0.93 to 1.18 times. Both products with the depthwise output take it in halves then: XLA writes
+    it, with its ones, once for each shape that it is taken in.
     """
-    return h.shape[0] * h.shape[1] % 2 == 0 and h.shape[2] * filters <= SMALL
+    h, y = _as_rows(h, halved), _as_rows(y, halved)
+    dimensions = (((1,), (1,)), ((0,), (0,)))
+    parts = lax.dot_general(h, y, dimensions, precision=precision, preferred_element_type=h.dtype)
+    return lax.reduce_sum(parts, (0,))
 
 
-def _halves(array) -> jax.Array:
-    """`(N, O, ...)` to `(2, N * O / 2, ...)`."""
-    return array.reshape(2, array.shape[0] * array.shape[1] // 2, array.shape[2])
+def _as_rows(array, halved: bool) -> jax.Array:
+    """`(N, O, ...)` to `(1, N * O, ...)`, or if possible to two halves."""
+    rows = array.shape[0] * array.shape[1]
+    parts = 2 if halved and rows % 2 == 0 else 1
+    return array.reshape(parts, rows // parts, array.shape[2])
 
 
 # --- One dense convolution -----------------------------------------------------------------------------------
