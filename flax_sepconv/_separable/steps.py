@@ -108,6 +108,7 @@ def _in_rows(
     x, kernel, pointwise, y = _by_slot(result, arrays)
     channels, multiplier = _sizes(x, kernel, pointwise)
     rows, size = channels * multiplier, geometry.kernel_size
+    even = (y if x is None else x).shape[0] * geometry.output_length % 2 == 0
     broad = multiplier > 1 and channels >= implementations.BROAD
     params = {"precision": precision, "implementation": implementation, "differentiated": differentiated}
     params["geometry"] = geometry
@@ -129,7 +130,6 @@ def _in_rows(
         return gradient if multiplier == 1 else _added(gradient, multiplier)
     filters = (pointwise if y is None else y).shape[-1]
     by_rows = implementation == "taps" and not blocks.pay(geometry, rows)
-    even = x.shape[0] * geometry.output_length % 2 == 0
     crowded = by_rows and even and _crowded(rows, filters, size)
     # Channels with one more could not stay divided among devices as they are.
     with_ones = bias and on_one_device() and (crowded or not differentiated)
