@@ -227,6 +227,17 @@ def test_sums_of_several_multipliers_read_a_kernel_in_their_order(both_steps, pa
     assert not both_steps or " transpose(" not in program
 
 
+@pytest.mark.parametrize(("kernel_size", "channels"), [(3, 8), (25, 8), (65, 256)])
+def test_equal_calls_are_lowered_once(kernel_size, channels):
+    config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")
+    params, x = fsc.init_params(jax.random.key(0), channels, config), jnp.ones((2, 120, channels))
+    loss = lambda params, x: (fsc.separable_conv1d(params, x, config) ** 2).sum()  # noqa: E731
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x).as_text()
+    calls = re.findall(r"func\.func private @\w+(.*?)\n  }", program, re.DOTALL)
+    assert calls
+    assert len(set(calls)) == len(calls)
+
+
 @pytest.mark.parametrize("kernel_size", [3, 7, 12, 25])
 def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")

@@ -31,12 +31,6 @@ def unfused(function: Callable) -> Callable:
     return call
 
 
-@unfused
-def written(array):
-    """The array, which XLA does not compute where it is read."""
-    return array
-
-
 def unknown(i: int) -> jax.Array:
     """A number that XLA does not know: computations that differ in no other are compiled once."""
     return lax.optimization_barrier(jnp.int32(i))

@@ -63,23 +63,23 @@ but in 1.3 to 1.4 with 8 and 12."""
 
 def _output_on_cpu(x, kernel, geometry: Geometry, differentiated: bool, fused: bool) -> jax.Array:
     multiplier, channels = kernel.shape[2:]
-    if blocks.pay(geometry, multiplier * channels):
-        return _by_parts(unfused(_of_channels(blocks.output)), "output")(x, kernel, geometry=geometry)
-    if multiplier > 1:  # a call, or XLA makes one axis of two within sums
-        form = taps.output if channels >= BROAD and not differentiated else _of_channels(taps.output)
+    pay = blocks.pay(geometry, multiplier * channels)
+    if pay or multiplier > 1:  # a call, or XLA makes one axis of two within sums
+        form = blocks.output if pay else taps.output
+        if multiplier > 1 and (pay or differentiated or channels < BROAD):
+            form = _of_channels(form)
         return _by_parts(unfused(form), "output")(x, kernel, geometry=geometry)
     if differentiated:
         return _by_parts(_output_of_copy, "output")(x, kernel, geometry=geometry, fused=fused)
     return taps.output(x, kernel, geometry)
 
 
+@functools.cache  # calls of one function are traced once
 def _of_channels(output: Callable) -> Callable:
     """`output` of one multiplier for several, which are as many times the channels."""
 
     def call(x, kernel, geometry: Geometry) -> jax.Array:
         multiplier, channels = kernel.shape[2:]
-        if multiplier == 1:
-            return output(x, kernel, geometry)
         x, geometry = correlation.padded(x, geometry)
         y = output(lax.concatenate([x] * multiplier, 3), _flat(kernel), geometry)
         return y.reshape(*y.shape[:3], multiplier, channels)

@@ -7,6 +7,7 @@ Fourier transform on every device, whichever axis is split, and that of a loop o
 The axes along time stay whole here; `flax_sepconv.parallel` splits the sequence.
 """
 
+import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ def by_parts(function: Callable, operands: Sequence[str], result: str) -> Callab
 
             def part(a, b):
                 # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
-                with use_abstract_mesh(AbstractMesh((), ())):
+                with use_abstract_mesh(AbstractMesh((), ())), _for_one_device(True):
                     own = function(a, b, **static)
                     return lax.psum(own, summed) if summed else own
 
@@ -85,17 +86,23 @@ def on_one_device() -> bool:
     return _one_device.get()
 
 
+@contextlib.contextmanager
+def _for_one_device(one: bool):
+    before = _one_device.set(one)
+    try:
+        yield
+    finally:
+        _one_device.reset(before)
+
+
 def lower(function: Callable, ctx: mlir.LoweringRuleContext, *operands):
     """What a rule lowers to that computes `function(*operands)`.
 
     For one device that is without `custom_partitioning`, through which everything is traced twice.
     """
     function = on_auto_axes(function, ctx.avals_out[0].sharding)
-    before = _one_device.set(getattr(ctx.module_context.axis_context, "num_devices", None) == 1)
-    try:
+    with _for_one_device(getattr(ctx.module_context.axis_context, "num_devices", None) == 1):
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
-    finally:
-        _one_device.reset(before)
 
 
 @functools.cache
