@@ -114,6 +114,21 @@ def test_divided_channels_forward_move_nothing_but_the_sum(multiplier):
     assert sum(moved(compiled).values()) <= output + edges
 
 
+def test_divided_channels_move_nothing_through_the_depthwise_step():
+    mesh = MESHES[AxisType.Auto]["line"]
+    kernel, x = jnp.ones((3, 64, 2)), jnp.ones((4, 96, 64))
+    y = jax.random.normal(jax.random.key(0), (4, 96, 128))
+
+    def gradients(kernel, x, y):
+        out, vjp = jax.vjp(lambda kernel, x: fsc.depthwise_conv1d(x, kernel, padding="same"), kernel, x)
+        return out, vjp(y)
+
+    arrays = placed(mesh, kernel, None, "n"), *placed(mesh, (x, y), None, None, "n")
+    compiled = jax.jit(gradients).lower(*arrays).compile()
+    jax.tree.map(assert_close, compiled(*arrays), gradients(kernel, x, y))
+    assert not moved(compiled)
+
+
 def test_explicit_axes_need_no_mesh_to_be_set():
     config = fsc.SeparableConv1DConfig(6, 3)
     params = fsc.init_params(jax.random.key(0), 5, config)

@@ -91,7 +91,7 @@ FORMS = {
         functools.partial(implementations._input_gradient_on_cpu, fused=False),
         functools.partial(implementations._input_gradient_on_cpu, fused=True),
     ],
-    "kernel": [correlation.plain_sums, implementations._kernel_gradient_on_cpu],
+    "kernel": [correlation.plain_sums, implementations._kernel_gradient_of_channels],
 }
 
 

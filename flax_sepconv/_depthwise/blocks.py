@@ -31,7 +31,7 @@ CROWDED = 20 * WAY
 """Floats that the rows of one window may take, counted as if they were as far apart as the sets they share."""
 
 TERMS = 96
-"""Taps of one sum at the most: XLA vectorizes none of 125 products."""
+"""Products in one sum at the most: XLA vectorizes none of 125."""
 
 PIECE = 64
 """Taps of one sum, where there are more than `TERMS`, which take longer to compile: 0.4 to 0.9 s of CPU for 257."""

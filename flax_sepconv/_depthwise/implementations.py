@@ -80,8 +80,8 @@ def _of_channels(output: Callable) -> Callable:
 
     def call(x, kernel, geometry: Geometry) -> jax.Array:
         multiplier, channels = kernel.shape[2:]
-        x, geometry = correlation.padded(x, geometry)
-        y = output(lax.concatenate([x] * multiplier, 3), _flat(kernel), geometry)
+        x, geometry = _repeated(x, geometry, multiplier)
+        y = output(x, _flat(kernel), geometry)
         return y.reshape(*y.shape[:3], multiplier, channels)
 
     return call
@@ -132,14 +132,18 @@ def _input_gradient_as_output(kernel, cotangent, geometry: Geometry, fused: bool
     return lax.squeeze(unfused(form)(cotangent, kernel, geometry=geometry), (3,))
 
 
-def _kernel_gradient_on_cpu(x, cotangent, geometry: Geometry) -> jax.Array:
+def _kernel_gradient_of_channels(x, cotangent, geometry: Geometry) -> jax.Array:
     multiplier, channels = cotangent.shape[3:]
     if multiplier > 1:
-        x, geometry = correlation.padded(x, geometry)
-        x = lax.concatenate([x] * multiplier, 3)
-    by_parts = _by_parts(correlation.kernel_gradient, "kernel")
-    gradient = by_parts(x, _flat(cotangent), geometry=geometry)
+        x, geometry = _repeated(x, geometry, multiplier)
+    gradient = correlation.kernel_gradient(x, _flat(cotangent), geometry)
     return gradient.reshape(*gradient.shape[:2], multiplier, channels)
+
+
+def _repeated(x, geometry: Geometry, multiplier: int) -> tuple[jax.Array, Geometry]:
+    """All rows that are read, with all channels once for each multiplier, and how they are read."""
+    x, geometry = correlation.padded(x, geometry)
+    return lax.concatenate([x] * multiplier, 3), geometry
 
 
 def _flat(array) -> jax.Array:
@@ -153,7 +157,7 @@ _ON_PLATFORM: dict[tuple[str, str], dict[str, Callable]] = {
     ("taps", "cpu"): {
         "output": _output_on_cpu,
         "input": _input_gradient_on_cpu,
-        "kernel": _kernel_gradient_on_cpu,
+        "kernel": _by_parts(_kernel_gradient_of_channels, "kernel"),
     },
     ("fourier", "cpu"): {
         "output": _by_parts(fourier.in_double(fourier.output), "output"),

@@ -81,7 +81,7 @@ def joined(
       says. The product with the transposed kernel is YNNPACK's: Eigen's needs a transposed copy, 30 ms to compile, for
       3 % of all gradients' time.
     - Few channels and many multipliers are one dense convolution, `_dense`. Other multipliers are one, of an input with
-      each channel as often, for which nothing is put in another order: 200 to 135 ms to compile all gradients of 4,
+      each channel as often, for which nothing is put in another order: 195 to 135 ms to compile all gradients of 4,
       16000, 16 with 9 taps and 2, in 0.85 to 1.13 times the time, 1.0 in the mean of ten shapes.
     - The pointwise kernel's gradient shares the forward pass's depthwise output if XLA sees both in one program:
       memory is as for plain autodiff then, and time a tenth less.
@@ -210,14 +210,15 @@ def _pointwise_step(
     Apart, it takes a pass over the output and one over its gradient, 0 to 7 % of the time of all gradients, but none of
     three kernels that join or part arrays, each of 16 to 40 ms to compile; and a loss may fuse the first.
     """
-    with_ones = bias and with_ones
-    h = _with_ones(h) if with_ones else h
+    halved = bias and with_ones
+    if halved:
+        h, bias = _with_ones(h), False  # it is one of the rows
     if y is None:
-        weights, last = (pointwise, None) if with_ones or not bias else (pointwise[:-1], pointwise[None, -1:])
-        y = _to_output(h, weights, precision, differentiated, halved=differentiated and with_ones)
-        return y if last is None else y + last
-    gradient = _to_pointwise(h, y, precision, halved=with_ones)
-    if with_ones or not bias:
+        weights = pointwise[:-1] if bias else pointwise
+        y = _to_output(h, weights, precision, differentiated, halved=differentiated and halved)
+        return y + pointwise[None, -1:] if bias else y
+    gradient = _to_pointwise(h, y, precision, halved=halved)
+    if not bias:
         return gradient
     return lax.concatenate([gradient, lax.expand_dims(lax.reduce_sum(y, (0, 1)), (0,))], 0)
 
