@@ -83,12 +83,12 @@ def test_a_divided_batch_stays_where_it_is(arguments, kind):
     jax.tree.map(assert_close, ours, expected)
 
 
-@pytest.mark.parametrize("kernel_size", [3, 15])
+@pytest.mark.parametrize(("kernel_size", "multiplier"), [(3, 1), (15, 1), (3, 2), (15, 2)])
 @pytest.mark.parametrize("divided", ["sequence", "channels"])
-def test_gradients_of_sequences_or_channels_on_auto_axes(divided, kernel_size):
+def test_gradients_of_sequences_or_channels_on_auto_axes(divided, kernel_size, multiplier):
     mesh = MESHES[AxisType.Auto]["line"]
     spec = {"sequence": (None, "n"), "channels": (None, None, "n")}[divided]
-    config = fsc.SeparableConv1DConfig(32, kernel_size, padding="same")
+    config = fsc.SeparableConv1DConfig(32, kernel_size, padding="same", depth_multiplier=multiplier)
     params = fsc.init_params(jax.random.key(0), 64, config)
     x = jax.random.normal(jax.random.key(1), (8, 96, 64))
     apply = lambda params, x: fsc.separable_conv1d(params, x, config)  # noqa: E731
