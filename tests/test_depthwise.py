@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -238,19 +239,30 @@ def test_equal_calls_are_lowered_once(kernel_size, channels):
     assert len(set(calls)) == len(calls)
 
 
-@pytest.mark.parametrize("kernel_size", [3, 7, 12, 25])
-def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
-    config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")
-    params = fsc.init_params(jax.random.key(0), 8, config)
-    x = jnp.ones((2, 120, 8))
+def pads_of_gradients(kernel_size, shape, padding="same", **options):
+    """Sizes of what is padded in the compiled program of the output and all gradients."""
+    config = fsc.SeparableConv1DConfig(8, kernel_size, padding=padding, **options)
+    params = fsc.init_params(jax.random.key(0), shape[-1], config)
 
-    def value_and_gradients(params, x, cotangent):
+    def value_and_gradients(params, x):
         y, vjp = jax.vjp(functools.partial(fsc.separable_conv1d, config=config), params, x)
-        return y, vjp(cotangent)
+        return y, vjp(y)
 
-    program = jax.jit(value_and_gradients).lower(params, x, jnp.ones((2, 120, 8))).compile().as_text()
+    program = jax.jit(value_and_gradients).lower(params, jnp.ones(shape)).compile().as_text()
+    return [math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]\S* pad\(", program)]
+
+
+@pytest.mark.parametrize("kernel_size", [7, 12, 25])
+def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     of_input, of_depthwise_gradient = 1, 1
-    assert len(re.findall(r" pad\(", program)) == of_input + of_depthwise_gradient
+    assert len(pads_of_gradients(kernel_size, (2, 120, 8))) == of_input + of_depthwise_gradient
+
+
+@pytest.mark.parametrize("options", [{}, {"dilation_rate": 4}, {"padding": "causal"}], ids=str)
+@pytest.mark.parametrize("kernel_size", [2, 3, 4])
+def test_gradients_of_few_taps_copy_edges_only(kernel_size, options):
+    shape = (2, 121, 8)
+    assert sum(pads_of_gradients(kernel_size, shape, **options)) < math.prod(shape)
 
 
 @pytest.mark.parametrize("axis", ["batch", "kernels"])

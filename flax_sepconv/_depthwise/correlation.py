@@ -5,15 +5,17 @@
 XLA's CPU backend emits a reduction as a loop over the result with an inner loop over what is reduced, and LLVM
 vectorizes the outer one, over channels, only if it can unroll the inner one. So the sum over time is split in blocks:
 
-- few taps: one variadic reduction over blocks of `BLOCK` outputs, which reads each row of `x` and `g` once for all
-  taps (3 taps: 3.1 ms against 4.8 for the other form on 64, 500, 200; but 5 taps: 4.1 against 3.2 on 8, 4096, 128);
+- few taps: one variadic reduction over blocks of at least `BLOCK` outputs, which reads each row of `x` and `g` once for
+  all taps (3 taps: 3.1 ms against 4.8 for the other form on 64, 500, 200; but 5 taps: 4.1 against 3.2 on 8, 4096, 128);
 - more taps: an elementwise sum over the outputs of a block, for every tap, block and channel, and then plain
   reductions over the blocks.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,21 @@ from flax_sepconv._depthwise.at_once import at_once
 from flax_sepconv._depthwise.fusion import unfused, unknown
 from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import on_one_device
-from flax_sepconv._depthwise.taps import TIME, pad, product, rows, rows_read, slices
+from flax_sepconv._depthwise.taps import TIME, is_copied, pad, product, rows, rows_read, slices
 
 BLOCK = 8  # outputs in a block of a reduction
 MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
 FEW = 9  # taps that one reduction sums
+
+IN_PLACE = 4
+"""Taps up to which no gradient reads a copy of all rows with zeros around them, `reads_copy`.
+
+All gradients take 0.78 to 1.0 of the time then, with 3 or 4 taps on nine shapes, for a quarter to a half more to
+compile (178 to 228 ms with 3 taps on 64, 166, 64). With 5 on 8, 4096, 128 they take 0.9 of the time, but 160 more to
+compile than the 182 of before.
+"""
+
+REST = 32  # units that such a reduction may leave, of all taps
 
 WIDTH = 20
 """Taps of one elementwise sum, at most as many as there are outputs in its blocks: 17 taps take 117 ms of CPU to
@@ -46,9 +58,18 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     size = geometry.kernel_size
     if geometry.dilation > 1 and geometry.strides > 1 and size > FEW:
         return plain_sums(x, cotangent, geometry)  # configs refuse this pair, so it need not be fast
-    x, geometry = padded(x, geometry)
+    if size > FEW or reads_copy(geometry):
+        x, geometry = padded(x, geometry)
     form = _by_reduction if size <= FEW else _by_sums
     return form(x, cotangent, geometry).reshape(groups, size, 1, channels)
+
+
+def reads_copy(geometry: Geometry) -> bool:
+    """Whether the rows are read from a copy, `padded`, here and by an output in the same program."""
+    size = geometry.kernel_size
+    if geometry.is_inside:
+        return False
+    return size > IN_PLACE or is_copied(size, geometry) or sum(_division(geometry).left) > REST
 
 
 def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
@@ -76,7 +97,7 @@ def _rows(geometry: Geometry) -> int:
     """How many rows are read, from the first of the first window."""
     size, outputs, stride = geometry.kernel_size, geometry.output_length, geometry.strides
     if size <= FEW:
-        return (_whole(outputs, _block_of_reduction(geometry)) - 1) * stride + geometry.span
+        return (outputs - 1) * stride + geometry.span
     if geometry.dilation > 1:
         return _rows(_folded(geometry)) * geometry.dilation
     count, width = _parts(size)
@@ -103,18 +124,51 @@ def plain_sums(x, cotangent, geometry: Geometry) -> jax.Array:
 # --- Few taps: one reduction ---------------------------------------------------------------------------------
 
 
+class _Division(NamedTuple):
+    """How the outputs that each tap meets are divided between a reduction, for all taps at once, and what it leaves."""
+
+    first: list[int]  # output that each tap meets
+    count: int  # outputs from there on that the reduction sums
+    block: int  # outputs in a block of it
+    left: list[int]  # for each tap, in units
+    unit: int  # as many outputs as divide what every tap has left
+
+
+def _division(geometry: Geometry) -> _Division:
+    size, outputs, stride = geometry.kernel_size, geometry.output_length, geometry.strides
+    # From the row that the first window reads to the input's first.
+    before = [geometry.low - t * geometry.dilation for t in range(size)]
+    first = [max(-(-n // stride), 0) for n in before]
+    stop = [min(-(-(geometry.length + n) // stride), outputs) for n in before]
+    least = min(b - a for a, b in zip(first, stop, strict=True))
+    blocks = range(BLOCK, MOST // size + 1)
+    divisors = ((n, block) for n in range(least, 0, -1) for block in blocks if n % block == 0)
+    count, block = next(divisors, (least, max(least, 1)))
+    left = [b - a - count for a, b in zip(first, stop, strict=True)]
+    unit = max(math.gcd(*left), 1)
+    return _Division(first, count, block, [n // unit for n in left], unit)
+
+
 def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
-    groups, batch, outputs, _, channels = cotangent.shape
-    block = _block_of_reduction(geometry)
-    whole = _whole(outputs, block)
+    g = lax.squeeze(cotangent, (3,))
+    if not any(_division(geometry).left):
+        return _of_blocks(x, g, geometry)
+    # A call, or XLA copies the sum of both to drop its axis of size one.
+    return unfused(_of_blocks_and_rest)(x, g, geometry=geometry)
 
-    def blocks(array):
-        return array.reshape(groups, batch, whole // block, block, channels)
 
-    cotangent = blocks(pad(cotangent, 0, whole - outputs))
+def _of_blocks_and_rest(x, g, geometry: Geometry) -> jax.Array:
+    return _of_blocks(x, g, geometry) + _of_rest(x, g, geometry)
+
+
+def _of_blocks(x, g, geometry: Geometry) -> jax.Array:
+    """What one reduction sums."""
+    groups, batch, _, channels = g.shape
+    division = _division(geometry)
+    shape = (groups, batch, division.count // division.block, division.block, channels)
     products = [
-        lax.mul(blocks(rows(x, t * geometry.dilation, whole, geometry.strides)), cotangent)
-        for t in range(geometry.kernel_size)
+        _products(x, g, geometry, t, start, division.count).reshape(shape)
+        for t, start in enumerate(division.first)
     ]
     of_blocks = lax.reduce(
         products,
@@ -123,6 +177,28 @@ def _by_reduction(x, cotangent, geometry: Geometry) -> jax.Array:
         (TIME + 1,),
     )
     return _side_by_side([lax.reduce_sum(each, (1, 2)) for each in of_blocks])
+
+
+def _of_rest(x, g, geometry: Geometry) -> jax.Array:
+    """What that leaves, elementwise sums of a few rows for each tap."""
+    groups, batch, _, channels = g.shape
+    first, count, _, left, unit = _division(geometry)
+    zeros = lax.full_like(g, 0, shape=(groups, batch, unit, channels))
+
+    def of_tap(t):
+        starts = [first[t] + count + i * unit for i in range(left[t])]
+        return functools.reduce(
+            lax.add, [_products(x, g, geometry, t, start, unit) for start in starts], zeros
+        )
+
+    each = [lax.expand_dims(of_tap(t), (2,)) for t in range(geometry.kernel_size)]
+    return lax.collapse(lax.reduce_sum(lax.concatenate(each, 2), (1, 3)), 1)
+
+
+def _products(x, g, geometry: Geometry, t: int, start: int, count: int) -> jax.Array:
+    """Of so many outputs with what a tap meets there."""
+    read = start * geometry.strides + t * geometry.dilation - geometry.low
+    return lax.mul(rows(x, read, count, geometry.strides), rows(g, start, count, 1))
 
 
 # --- More taps: elementwise sums -----------------------------------------------------------------------------
@@ -205,10 +281,6 @@ def _folded(geometry: Geometry) -> Geometry:
     outputs = -(-geometry.output_length // geometry.dilation)
     plain = Geometry(outputs + geometry.kernel_size - 1, geometry.kernel_size, 1, 1, low=0, high=0)
     return plain._replace(length=_rows(plain), high=plain.length - _rows(plain))
-
-
-def _block_of_reduction(geometry: Geometry) -> int:
-    return _block(geometry.output_length, BLOCK, MOST // geometry.kernel_size)
 
 
 def _block_of_sums(geometry: Geometry) -> int:
