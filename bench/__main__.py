@@ -41,6 +41,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=16.0,
         help="time for the turns of one shape, both modes (default: 16)",
     )
+    add(
+        "--warm",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="milliseconds of runs that are not counted, at the beginning of each turn (default: one run)",
+    )
     add("--malloc", choices=("keep", "default"), default="keep", help="see bench/timing.py (default: keep)")
     add(
         "--out",
@@ -115,11 +122,13 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
 
     wanted, suites = chosen(args)
     more = [suite for suite in ("dilation", "per-example") if suite in suites]
+    budget = timing.Budget(args.seconds, args.warm / 1e3)
     names = [name for name in peers.REGISTRY if not args.peers or name in (*args.peers, peers.OURS)]
     results = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "malloc": malloc,
         "seconds": args.seconds,
+        "warm_ms": args.warm,
         "scale": args.scale,
         "machine": machine.description(),
         "peers": names,
@@ -142,7 +151,7 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
             def tell(share, what, done=done):
                 progress.update(bar, completed=done + share, description=what)
 
-            results["shapes"].append(layers.measure(shape, ready, args.seconds, results["limits"], tell))
+            results["shapes"].append(layers.measure(shape, ready, budget, results["limits"], tell))
             save(results, args.out)
         for done, suite in enumerate(more, len(wanted)):
 
@@ -151,10 +160,9 @@ def run(args: argparse.Namespace, malloc: str, console) -> dict:
 
             if suite == "dilation":
                 dilated = _scaled(shapes.DILATION, args)
-                budget = args.seconds * len(dilated)
-                results["dilation"] = dilation.measure(dilated, ready, budget, tell_more)
+                results["dilation"] = dilation.measure(dilated, ready, budget.share(len(dilated)), tell_more)
             else:
-                results["per_example"] = per_example.measure(names, args.seconds * 2, tell_more)
+                results["per_example"] = per_example.measure(names, budget.share(2), tell_more)
             save(results, args.out)
     return results
 

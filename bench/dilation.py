@@ -12,7 +12,7 @@ from bench.shapes import Shape
 
 
 def measure(
-    shapes: Sequence[Shape], peers: Sequence[Peer], seconds: float, tell: Callable[[float, str], None]
+    shapes: Sequence[Shape], peers: Sequence[Peer], budget: timing.Budget, tell: Callable[[float, str], None]
 ) -> dict:
     """By peer, mode and dilation: times, ready for JSON; a peer that fails on one of the shapes is named, with why."""
     result: dict = {"shape": shapes[0].describe(), "peers": {}, "failed": {}}
@@ -27,7 +27,7 @@ def measure(
         for mode in ("forward", "gradient"):
             calls = {str(d): call for d, layer in built.items() if (call := getattr(layer, mode))}
             if calls:
-                rounds = timing.take_turns(calls, seconds / len(peers) / 2)
+                rounds = timing.take_turns(calls, budget.share(1 / len(peers) / 2))
                 modes[mode] = {d: timing.summary(each) for d, each in rounds.items()}
         result["peers"][peer.name] = modes
     return result

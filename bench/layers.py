@@ -15,13 +15,15 @@ Report = Callable[[float, str], None]
 BUILDING = 0.3  # of the work of a shape, as the progress bar shows it
 
 
-def measure(shape: Shape, peers: Sequence[Peer], seconds: float, limits: Mapping, tell: Report) -> dict:
+def measure(
+    shape: Shape, peers: Sequence[Peer], budget: timing.Budget, limits: Mapping, tell: Report
+) -> dict:
     """Everything that is found out about one shape, ready for JSON.
 
     Args:
         shape: the layer.
         peers: who computes it.
-        seconds: time for the turns, half of it forward and half with gradients.
+        budget: for the turns, half of it forward and half with gradients.
         limits: what `machine.limits` gave.
         tell: see `Report`.
     """
@@ -69,14 +71,14 @@ def measure(shape: Shape, peers: Sequence[Peer], seconds: float, limits: Mapping
         calls = {
             name: getattr(layer, mode) for name, layer in layers.items() if getattr(layer, mode) is not None
         }
-        budget = seconds / len(modes)
 
         def tick(took, mode=mode):
             nonlocal done
-            done += took / seconds * (1 - BUILDING)
+            done += took / budget.seconds * (1 - BUILDING)
             tell(min(done, 1.0), f"{shape.name}: {mode}")
 
-        for name, rounds in (timing.take_turns(calls, budget, tick) if calls else {}).items():
+        share = budget.share(1 / len(modes))
+        for name, rounds in (timing.take_turns(calls, share, tick) if calls else {}).items():
             result["peers"][name][mode] = timing.summary(rounds)
     result["others_cores"] = others()
     tell(1.0, shape.name)

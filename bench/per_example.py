@@ -22,7 +22,7 @@ PATIENCE = 5.0
 """Seconds of compiling, or of one run, after which a peer gets no larger batch."""
 
 
-def measure(names: Sequence[str], seconds: float, tell: Callable[[float, str], None]) -> dict:
+def measure(names: Sequence[str], budget: timing.Budget, tell: Callable[[float, str], None]) -> dict:
     """By peer and batch size: seconds to compile and milliseconds to run either gradient, ready for JSON."""
     known = {"flax_sepconv": _sepconv(None), "lax": _sepconv("lax"), "flax.linen": _linen}
     programs = {name: _gradients(known[name]) for name in names if name in known}
@@ -49,7 +49,7 @@ def measure(names: Sequence[str], seconds: float, tell: Callable[[float, str], N
             difference = jax.tree.map(lambda e, b: np.abs(np.mean(e, 0) - b).max(), each, of_batch)
             found["largest_difference"] = float(max(jax.tree.leaves(difference)))
         tell((i + 0.5) / len(BATCHES), f"per-example: batch {batch}")
-        for (name, mode), rounds in timing.take_turns(calls, seconds / len(BATCHES)).items():
+        for (name, mode), rounds in timing.take_turns(calls, budget.share(1 / len(BATCHES))).items():
             result["peers"][name][str(batch)][mode] = timing.summary(rounds)
     return result
 

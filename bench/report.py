@@ -122,7 +122,8 @@ def header(results: Mapping, console: Console) -> None:
     )
     console.print(", ".join(f"{name} {version}" for name, version in m["versions"].items()), style="dim")
     console.print(
-        f"malloc: {results['malloc']}. Limits: {limits['peak_gflops']:.0f} GFLOP/s, GB/s {bandwidth}. "
+        f"malloc: {results['malloc']}. Not counted in a turn: {_not_counted(results)}. "
+        f"Limits: {limits['peak_gflops']:.0f} GFLOP/s, GB/s {bandwidth}. "
         f"Load average at the start: {m['load_average']:.1f}.\n",
         markup=False,
     )
@@ -130,6 +131,11 @@ def header(results: Mapping, console: Console) -> None:
     if others and max(others)[0] > DISTURBED:
         listed = ", ".join(f"{name} {cores:.2f}" for cores, name in others if cores > DISTURBED)
         console.print(f"Other processes kept cores busy while these were timed: {listed}.\n", style="red")
+
+
+def _not_counted(results: Mapping) -> str:
+    warm = results.get("warm_ms", 0)
+    return f"{warm:g} ms" if warm else "one run"
 
 
 def _color(ratio: float) -> str:

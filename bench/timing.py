@@ -3,6 +3,8 @@
 Two effects double or halve a figure and are taken out. glibc gives large freed blocks back to the system, so every
 call pays page faults for its results: `keep_freed_memory`. Workers of OpenMP and ONNX Runtime spin after a call and
 take a core from whoever comes next: a turn begins with a rest until they sleep, and one run that is not counted.
+A third remains: after a rest, a system may run all threads of a program on one core at first, and take tens of
+milliseconds to put them on others. `Budget.warm` takes it out.
 """
 
 import ctypes
@@ -10,6 +12,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 REST = 0.05
 """Seconds of rest before a turn, as many as spinning workers commonly take to go to sleep."""
@@ -19,6 +22,20 @@ TURN = 0.04
 
 FEWEST, MOST = 3, 25
 ROUNDS = 40
+
+
+class Budget(NamedTuple):
+    """Seconds for turns."""
+
+    seconds: float
+    """For all of them together."""
+
+    warm: float = 0.0
+    """At the beginning of each, for runs that are not counted; one is made in any case."""
+
+    def share(self, part: float) -> "Budget":
+        """The same with that part of the time."""
+        return self._replace(seconds=self.seconds * part)
 
 
 def keep_freed_memory() -> str:
@@ -49,21 +66,21 @@ def rest() -> None:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], seconds: float, tick: Callable[[float], None] = lambda _: None
+    calls: Mapping[str, Callable[[], object]], budget: Budget, tick: Callable[[float], None] = lambda _: None
 ) -> dict[str, list[list[float]]]:
     """Times every call turn by turn, until the time is up.
 
     Args:
         calls: by name, something to run that returns when its results are there.
-        seconds: time to spend on all of them together. Two rounds are made even if that takes longer; from
-            then on, a call that has used its equal share of the time sits out, and one that has used it twice
-            over sits out of the second round too. So the slow ones do not take the fast ones' time.
+        budget: time to spend. Two rounds are made even if that takes longer; from then on, a call that has used its
+            equal share of the time sits out, and one that has used it twice over sits out of the second round too. So
+            the slow ones do not take the fast ones' time.
         tick: called after each turn with the seconds that it took.
 
     Returns:
         By name, for each round that it took part in the seconds of every counted run, and an empty list else.
     """
-    names = list(calls)
+    names, seconds = list(calls), budget.seconds
     rounds: dict[str, list[list[float]]] = {name: [] for name in names}
     used = dict.fromkeys(names, 0.0)
     start = time.perf_counter()
@@ -77,20 +94,22 @@ def take_turns(
                 continue
             began = time.perf_counter()
             rest()
-            rounds[name].append(_turn(calls[name]))
+            rounds[name].append(_turn(calls[name], budget.warm))
             took = time.perf_counter() - began
             used[name] += took
             tick(took)
     return rounds
 
 
-def _turn(call: Callable[[], object]) -> list[float]:
+def _turn(call: Callable[[], object], warm: float) -> list[float]:
     gc.collect(0)
     gc.disable()
     try:
-        once = _time(call)
+        start, once = time.perf_counter(), _time(call)
         if once > 1:  # too slow for spinning threads or cold caches to matter: it counts
             return [once]
+        while time.perf_counter() - start < warm:
+            once = _time(call)
         fewest = FEWEST if once < 2 * TURN else 1
         return [_time(call) for _ in range(min(max(int(TURN / once), fewest), MOST))]
     finally:

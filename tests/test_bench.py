@@ -134,25 +134,44 @@ def test_turns_rotate_and_the_slow_sit_out(monkeypatch):
 
         return run
 
-    rounds = timing.take_turns({"a": call("a", 0.01), "b": call("b", 0.02), "slow": call("slow", 5.0)}, 7.0)
+    rounds = timing.take_turns(
+        {"a": call("a", 0.01), "b": call("b", 0.02), "slow": call("slow", 5.0)}, timing.Budget(7.0)
+    )
     assert order == ["a", "b", "slow", "b", "a", "b", "a", "b"]
     assert [len(r) for r in rounds["slow"]] == [1, 0, 0, 0]
     assert [len(r) for r in rounds["a"]] == [4, 4, 4, 4]
     assert timing.summary(rounds["b"])["median_ms"] == pytest.approx(20)
 
 
+def test_a_turn_counts_nothing_while_it_warms_up(monkeypatch):
+    monkeypatch.setattr(timing, "rest", lambda: None)
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def call():  # takes half as long from the fifth on
+        clock[0] += 1 / 64 if clock[0] < 4 / 64 else 1 / 128
+
+    ((cold,),) = timing.take_turns({"": call}, timing.Budget(1.0)).values()
+    clock[0] = 0.0
+    ((warm,),) = timing.take_turns({"": call}, timing.Budget(1.0, warm=4 / 64)).values()
+    assert (cold, warm) == ([1 / 64] * timing.FEWEST, [1 / 128] * timing.FEWEST)
+
+
 def test_per_example_gradients_average_to_the_batch_gradient(monkeypatch):
     for name, value in (("BATCHES", (2,)), ("LENGTH", 16), ("WIDTH", 4)):
         monkeypatch.setattr(per_example, name, value)
     monkeypatch.setattr(timing, "ROUNDS", 1)
-    found = per_example.measure(["lax", "haiku"], 0.01, lambda *_: None)["peers"]
+    found = per_example.measure(["lax", "haiku"], timing.Budget(0.01), lambda *_: None)["peers"]
     assert set(found) == {"lax"}
     assert found["lax"]["2"]["largest_difference"] < 1e-5
 
 
 def test_dilations_take_turns_with_one_another(capsys):
     wanted = [dataclasses.replace(parse(f"1,9,2,2,3,1,1,{d}"), suite="dilation") for d in (1, 3)]
-    found = dilation.measure(wanted, [peers.load("flax_sepconv"), peers.load("lax")], 0.01, lambda *_: None)
+    found = dilation.measure(
+        wanted, [peers.load("flax_sepconv"), peers.load("lax")], timing.Budget(0.01), lambda *_: None
+    )
     assert {mode: list(times) for mode, times in found["peers"]["lax"].items()} == {
         "forward": ["1", "3"],
         "gradient": ["1", "3"],
@@ -166,7 +185,7 @@ def test_dilations_take_turns_with_one_another(capsys):
 
 def test_a_peer_that_is_wrong_takes_no_turn_among_dilations(scaled):
     wanted = [dataclasses.replace(parse("1,9,2,2,3"), suite="dilation")]
-    found = dilation.measure(wanted, [scaled("x"), peers.load("lax")], 0.01, lambda *_: None)
+    found = dilation.measure(wanted, [scaled("x"), peers.load("lax")], timing.Budget(0.01), lambda *_: None)
     assert list(found["peers"]) == ["lax"]
     assert "wrong numbers" in found["failed"]["scaled"]
 
