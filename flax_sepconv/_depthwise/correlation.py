@@ -5,8 +5,8 @@
 XLA's CPU backend emits a reduction as a loop over the result with an inner loop over what is reduced, and LLVM
 vectorizes the outer one, over channels, only if it can unroll the inner one. So the sum over time is split in blocks:
 
-- few taps: one variadic reduction over blocks of at least `BLOCK` outputs, which reads each row of `x` and `g` once for
-  all taps (3 taps: 3.1 ms against 4.8 for the other form on 64, 500, 200; but 5 taps: 4.1 against 3.2 on 8, 4096, 128);
+- few taps: one variadic reduction over the outputs of a block, which reads each row of `x` and `g` once for all taps (3
+  taps: 3.1 ms against 4.8 for the other form on 64, 500, 200; but 5 taps: 4.1 against 3.2 on 8, 4096, 128);
 - more taps: an elementwise sum over the outputs of a block, for every tap, block and channel, and then plain
   reductions over the blocks.
 """
@@ -27,26 +27,25 @@ from flax_sepconv._depthwise.geometry import Geometry
 from flax_sepconv._depthwise.partitioning import on_one_device
 from flax_sepconv._depthwise.taps import TIME, is_copied, pad, product, rows, rows_read, slices
 
-BLOCK = 8  # outputs in a block of a reduction
-MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
-FEW = 9  # taps that one reduction sums
+BLOCK = 8
+"""Outputs in a block, at the least: with 16 for 5 to 9 taps all gradients take 0.96 of the time in the mean of eight
+shapes, but 10 to 20 ms more to compile (9 taps and 2 multipliers on 4, 16000, 16: 173 to 192 ms)."""
 
-IN_PLACE = 4
-"""Taps up to which no gradient reads a copy of all rows with zeros around them, `reads_copy`.
+FEW = 4
+"""Taps that one reduction sums. With up to 9 gradients took as long in the mean (0.88 to 1.18 times, 7 taps on 128, 20,
+64 the least and 8 on 8, 2048, 100 the most), but up to 45 ms more to compile (8 taps on 8, 2048, 64: 218 to 263).
 
-All gradients take 0.78 to 1.0 of the time then, with 3 or 4 taps on nine shapes, for a quarter to a half more to
-compile (178 to 228 ms with 3 taps on 64, 166, 64). With 5 on 8, 4096, 128 they take 0.9 of the time, but 160 more to
-compile than the 182 of before.
+With so few no gradient reads a copy of all rows with zeros around them, `reads_copy`: all gradients take 0.76 to 0.96
+of the time then, 0.89 in the mean of eight shapes with 3 or 4 taps, for 20 to 45 ms more to compile. With 5 to 7 it
+would be 0.83 to 0.97 of the time on three shapes, but 80 to 110 ms more.
 """
 
+MOST = 80  # outputs in a block of a reduction times taps, about as many as LLVM will unroll
 REST = 32  # units that such a reduction may leave, of all taps
 
 WIDTH = 20
 """Taps of one elementwise sum, at most as many as there are outputs in its blocks: 17 taps take 117 ms of CPU to
 compile, in two sums 134. Of 32, 6.4 against 3.6 ms for 31 taps on 16, 400, 256."""
-
-LEAST_BLOCK = 16
-"""Outputs in a block of these, if there are fewer taps."""
 
 UNROLLED = 4
 """Sums up to which there is no loop over them."""
@@ -58,18 +57,18 @@ def kernel_gradient(x, cotangent, geometry: Geometry) -> jax.Array:
     size = geometry.kernel_size
     if geometry.dilation > 1 and geometry.strides > 1 and size > FEW:
         return plain_sums(x, cotangent, geometry)  # configs refuse this pair, so it need not be fast
-    if size > FEW or reads_copy(geometry):
+    if reads_copy(geometry):
         x, geometry = padded(x, geometry)
     form = _by_reduction if size <= FEW else _by_sums
     return form(x, cotangent, geometry).reshape(groups, size, 1, channels)
 
 
 def reads_copy(geometry: Geometry) -> bool:
-    """Whether the rows are read from a copy, `padded`, here and by an output in the same program."""
+    """Whether the rows are read from a copy with zeros around them, `padded`."""
     size = geometry.kernel_size
-    if geometry.is_inside:
-        return False
-    return size > IN_PLACE or is_copied(size, geometry) or sum(_division(geometry).left) > REST
+    if size > FEW:
+        return True
+    return not geometry.is_inside and (is_copied(size, geometry) or sum(_division(geometry).left) > REST)
 
 
 def padded(x, geometry: Geometry, times: int = 1) -> tuple[jax.Array, Geometry]:
@@ -284,7 +283,7 @@ def _folded(geometry: Geometry) -> Geometry:
 
 
 def _block_of_sums(geometry: Geometry) -> int:
-    least = max(_parts(geometry.kernel_size)[1], LEAST_BLOCK)
+    least = max(_parts(geometry.kernel_size)[1], BLOCK)
     return _block(geometry.output_length, least, least * 5 // 4)
 
 

@@ -92,7 +92,7 @@ def _output_of_copy(x, kernel, geometry: Geometry, fused: bool = False) -> jax.A
 
     A call, if it is not fused, because XLA computes sums once for each shape that products take them in.
     """
-    if correlation.reads_copy(geometry):
+    if correlation.reads_copy(geometry) and not geometry.is_inside:
         x, geometry = correlation.padded(x, geometry)
     return (taps.output if fused else unfused(taps.output))(x, kernel, geometry=geometry)
 
