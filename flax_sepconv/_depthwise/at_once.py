@@ -54,6 +54,10 @@ class Ops:
         return Value(mlir.ir_constant(np.full(shape, fill_value, dtype)))
 
     @staticmethod
+    def pad(x: Value, padding_value: Value, config) -> Value:
+        return Value(stablehlo.pad(x.value, padding_value.value, *map(list, zip(*config, strict=True))))
+
+    @staticmethod
     def slice(x: Value, starts, limits, strides=None) -> Value:
         strides = [1] * len(x.shape) if strides is None else [*strides]
         return Value(stablehlo.slice(x.value, [*starts], [*limits], strides))

@@ -101,26 +101,44 @@ def backwards(geometry: Geometry) -> Geometry:
 def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool) -> jax.Array:
     """Row `i` of the input meets output `o` at tap `t` where `i + low = o * strides + t * dilation`.
 
-    The rows `q * strides + phase` of one phase meet the same taps, each at an output `q + offset`.
+    With rows and taps in groups of `strides`, `i + low = r * strides + phase` and `t * dilation = q * strides + phase`,
+    that is output `r - q`: all phases are one sum over groups of taps.
     """
-    stride, count = geometry.strides, -(-geometry.length // geometry.strides)
-    groups, batch, _, _, channels = cotangent.shape
-    meets: list[list[tuple[int, int]]] = [[] for _ in range(stride)]  # taps and offsets of each phase
-    for t in range(geometry.kernel_size):
-        steps, phase = divmod(t * geometry.dilation - geometry.low, stride)
-        meets[phase].append((t, -steps))
-    offsets = [offset for phase in meets for _, offset in phase]
-    before, after = max(-min(offsets), 0), max(max(offsets) + count - geometry.output_length, 0)
+    stride, low = geometry.strides, geometry.low
+    groups, batch, outputs, _, channels = cotangent.shape
+    first, last = low // stride, (low + geometry.length - 1) // stride  # groups of rows
+    count = -(-geometry.span // stride)  # groups of taps
+    zero = lax.full_like(kernel, 0, shape=())
+    if geometry.dilation > 1:
+        spread = [(0, 0, geometry.dilation - 1 if axis == 1 else 0) for axis in range(kernel.ndim)]
+        kernel = lax.pad(kernel, zero, spread)
+    before, after = max(count - 1 - first, 0), max(last + 1 - outputs, 0)
     g = pad(cotangent, before, after, flat=not in_place)
-    shape = (groups, batch, count, 1, channels)
-    phases = [
-        _gradient_sums(g, kernel, shape=shape, meets=tuple((t, offset + before) for t, offset in phase))
-        if phase
-        else lax.full_like(cotangent, 0, shape=shape)
-        for phase in meets
-    ]
-    gradient = lax.concatenate(phases, TIME + 1).reshape(groups, batch, count * stride, channels)
-    return lax.slice_in_dim(gradient, 0, geometry.length, 1, TIME)
+    shape = (groups, batch, last + 1 - first, stride, channels)
+    starts = tuple(first - q + before for q in reversed(range(count)))
+    gradient = _sums_of_phases(g, kernel, zero, shape=shape, starts=starts)
+    gradient, start = gradient.reshape(groups, batch, -1, channels), low - first * stride
+    return lax.slice_in_dim(gradient, start, start + geometry.length, 1, TIME)
+
+
+@at_once
+def _sums_of_phases(ops, g, kernel, zero, *, shape, starts: Sequence[int]):
+    """`(G, N, rows, strides, C)` of `(G, N, O, M, C)` and `(G, K, M, C)`, the last taps first."""
+    stride, size = shape[3], kernel.shape[1]
+
+    def group_of_taps(first):
+        """`(G, strides, M, C)`"""
+        missing = max(first + stride - size, 0)
+        group = ops.slice(kernel, (0, first, 0, 0), (shape[0], first + stride - missing, *kernel.shape[2:]))
+        return ops.pad(group, zero, [(0, 0, 0), (0, missing, 0), (0, 0, 0), (0, 0, 0)]) if missing else group
+
+    terms = []
+    for start, first in zip(starts, reversed(range(0, size, stride)), strict=True):
+        for m, phases in enumerate(slices(group_of_taps(first), 2, ops)):
+            read = ops.broadcast_in_dim(rows(g, start, shape[2], 1, m, ops=ops), shape, range(5))
+            tap = ops.reshape(phases, (shape[0], 1, 1, *shape[3:]))
+            terms.append(product(read, tap, shape, range(5), ops))
+    return summed(terms, ops)
 
 
 def product(x, tap, shape: Sequence[int], axes: Sequence[int], ops):
