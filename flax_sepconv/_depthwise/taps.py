@@ -24,8 +24,7 @@ TIME = 2  # the axis of `(G, N, L, C)` and `(G, N, O, M, C)`
 EDGED = 40
 """Taps up to which only the edges are padded. It saves a copy: 3.1 against 6.2 ms on 64, 500, 200
 with 3 taps, and 5 to 20 % of a forward pass with 31 or 39. But 45 are slower (5.1 against 4.4 ms on 16, 400, 128). More
-sums take longer to compile, so where there are gradients all is padded: on six shapes with 3 or 4 taps it takes 0.97 to
-1.11 times as long to run then, and 0.6 to 0.7 times to compile."""
+sums take longer to compile, so where there are gradients it is up to `correlation.FEW`."""
 
 FEW = 20
 """Of these, how many have a sum for each edge. One sum for both takes longer to compile for 3 taps (0.12 to 0.22 s
