@@ -232,7 +232,10 @@ def test_sums_of_several_multipliers_read_a_kernel_in_their_order(both_steps, pa
 def test_equal_calls_are_lowered_once(kernel_size, channels):
     config = fsc.SeparableConv1DConfig(8, kernel_size, padding="same")
     params, x = fsc.init_params(jax.random.key(0), channels, config), jnp.ones((2, 120, channels))
-    loss = lambda params, x: (fsc.separable_conv1d(params, x, config) ** 2).sum()  # noqa: E731
+
+    def loss(params, x):
+        return (fsc.separable_conv1d(params, x, config) ** 2).sum()
+
     program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x).as_text()
     calls = re.findall(r"func\.func private @\w+(.*?)\n  }", program, re.DOTALL)
     assert calls

@@ -69,24 +69,38 @@ def input_gradient(kernel, cotangent, geometry: Geometry, in_place: bool = False
         return _strided_input_gradient(kernel, cotangent, geometry, in_place)
 
     def sums(g, kernel, start, count):
-        meets = tuple((t, start + (size - 1 - t) * geometry.dilation) for t in reversed(range(size)))
-        return _gradient_sums(g, kernel, shape=(*g.shape[:2], count, 1, g.shape[4]), meets=meets)
+        starts = tuple(start + t * geometry.dilation for t in range(size))
+        return _gradient_sums(g, kernel, shape=(*g.shape[:2], count, 1, g.shape[4]), starts=starts)
 
     return lax.squeeze(_by_pieces(cotangent, kernel, backwards(geometry), True, sums), (3,))
 
 
+def _gradient_sums(g, kernel, shape: Sequence[int], starts: Sequence[int]) -> jax.Array:
+    """`(G, N, rows, strides, C)` of `(G, N, O, M, C)` and `(G, K, M, C)`.
+
+    Taps are in groups of `strides`, one for each phase, and each group meets rows of `g` from one of `starts` on, the
+    last group from the first.
+    """
+    return _sums_of_groups(g, kernel, lax.full_like(kernel, 0, shape=()), shape=shape, starts=starts)
+
+
 @at_once
-def _gradient_sums(ops, g, kernel, *, shape, meets: Sequence[tuple[int, int]]):
-    """`(G, N, rows, 1, C)` of `(G, N, O, M, C)` and `(G, K, M, C)`, of taps and the first outputs that they meet."""
-    taps = [slices(tap, 2, ops) for tap in slices(kernel, 1, ops)]
-    return summed(
-        (
-            product(rows(g, first, shape[2], 1, m, ops=ops), tap, shape, (0, 2, 3, 4), ops)
-            for t, first in meets
-            for m, tap in enumerate(taps[t])
-        ),
-        ops,
-    )
+def _sums_of_groups(ops, g, kernel, zero, *, shape, starts: Sequence[int]):
+    stride, size = shape[3], kernel.shape[1]
+
+    def group_of_taps(first):
+        """`(G, strides, M, C)`"""
+        missing = max(first + stride - size, 0)
+        group = ops.slice(kernel, (0, first, 0, 0), (shape[0], first + stride - missing, *kernel.shape[2:]))
+        return ops.pad(group, zero, [(0, 0, 0), (0, missing, 0), (0, 0, 0), (0, 0, 0)]) if missing else group
+
+    terms = []
+    for start, first in zip(starts, reversed(range(0, size, stride)), strict=True):
+        for m, phases in enumerate(slices(group_of_taps(first), 2, ops)):
+            read = ops.broadcast_in_dim(rows(g, start, shape[2], 1, m, ops=ops), shape, range(5))
+            tap = ops.reshape(phases, (shape[0], 1, 1, *shape[3:]))
+            terms.append(product(read, tap, shape, range(5), ops))
+    return summed(terms, ops)
 
 
 def backwards(geometry: Geometry) -> Geometry:
@@ -107,37 +121,16 @@ def _strided_input_gradient(kernel, cotangent, geometry: Geometry, in_place: boo
     groups, batch, outputs, _, channels = cotangent.shape
     first, last = low // stride, (low + geometry.length - 1) // stride  # groups of rows
     count = -(-geometry.span // stride)  # groups of taps
-    zero = lax.full_like(kernel, 0, shape=())
     if geometry.dilation > 1:
         spread = [(0, 0, geometry.dilation - 1 if axis == 1 else 0) for axis in range(kernel.ndim)]
-        kernel = lax.pad(kernel, zero, spread)
+        kernel = lax.pad(kernel, lax.full_like(kernel, 0, shape=()), spread)
     before, after = max(count - 1 - first, 0), max(last + 1 - outputs, 0)
     g = pad(cotangent, before, after, flat=not in_place)
     shape = (groups, batch, last + 1 - first, stride, channels)
     starts = tuple(first - q + before for q in reversed(range(count)))
-    gradient = _sums_of_phases(g, kernel, zero, shape=shape, starts=starts)
+    gradient = _gradient_sums(g, kernel, shape=shape, starts=starts)
     gradient, start = gradient.reshape(groups, batch, -1, channels), low - first * stride
     return lax.slice_in_dim(gradient, start, start + geometry.length, 1, TIME)
-
-
-@at_once
-def _sums_of_phases(ops, g, kernel, zero, *, shape, starts: Sequence[int]):
-    """`(G, N, rows, strides, C)` of `(G, N, O, M, C)` and `(G, K, M, C)`, the last taps first."""
-    stride, size = shape[3], kernel.shape[1]
-
-    def group_of_taps(first):
-        """`(G, strides, M, C)`"""
-        missing = max(first + stride - size, 0)
-        group = ops.slice(kernel, (0, first, 0, 0), (shape[0], first + stride - missing, *kernel.shape[2:]))
-        return ops.pad(group, zero, [(0, 0, 0), (0, missing, 0), (0, 0, 0), (0, 0, 0)]) if missing else group
-
-    terms = []
-    for start, first in zip(starts, reversed(range(0, size, stride)), strict=True):
-        for m, phases in enumerate(slices(group_of_taps(first), 2, ops)):
-            read = ops.broadcast_in_dim(rows(g, start, shape[2], 1, m, ops=ops), shape, range(5))
-            tap = ops.reshape(phases, (shape[0], 1, 1, *shape[3:]))
-            terms.append(product(read, tap, shape, range(5), ops))
-    return summed(terms, ops)
 
 
 def product(x, tap, shape: Sequence[int], axes: Sequence[int], ops):
