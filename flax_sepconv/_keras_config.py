@@ -32,8 +32,14 @@ def to_keras(config) -> dict[str, Any]:
     return {entry: _entry(config, entry) for entry in _ENTRIES}
 
 
-def from_keras(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a `SeparableConv1DConfig` for a mapping of Keras 3's or Keras 2's entries."""
+def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[str, Any]:
+    """The arguments of a `SeparableConv1DConfig` for a mapping of Keras 3's or Keras 2's entries.
+
+    Args:
+        entries: what `layer.get_config()` gave.
+        keras2: whether a Keras before 3 wrote them, as the file that they are from says. `None` where nothing
+            says so but entries that only Keras 2 writes, which its first versions left out.
+    """
     if not isinstance(entries, Mapping):
         raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {entries!r}.")
     for entry in entries:
@@ -48,7 +54,8 @@ def from_keras(entries: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"`groups` must be 1 in a separable convolution; got {entries['groups']!r}.")
     arguments = {entry: entries[entry] for entry in _ENTRIES if entry in entries}
     arguments |= _dtypes(arguments.pop("dtype", None))
-    keras2 = any(entry in entries for entry in _KERAS_2_ENTRIES)
+    if keras2 is None:
+        keras2 = any(entry in entries for entry in _KERAS_2_ENTRIES)
     arguments["activation"] = activations.get(entries.get("activation"), argument="activation", keras2=keras2)
     return arguments
 

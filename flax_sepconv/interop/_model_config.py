@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_sepconv import _keras_config
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
@@ -87,8 +88,12 @@ class Layer:
         return [layer for layer in self.holding() if layer.settings]
 
 
-def read(text: bytes | str) -> Layer:
+def read(text: bytes | str, keras2: bool | None) -> Layer:
     """The tree of layers that a model's config in JSON describes.
+
+    Args:
+        text: the JSON.
+        keras2: whether a Keras before 3 wrote it; `None` where the file does not say.
 
     Raises:
         ValueError: it is not JSON, not a model's config, beyond all measure, or a `SeparableConv1D` in it has
@@ -99,7 +104,13 @@ def read(text: bytes | str) -> Layer:
         raise ValueError(
             "its model config is not one that Keras writes: it has no 'class_name' and 'config'."
         )
-    return _Reader().layer(entry, None, "", False, None)
+    return _Reader(keras2).layer(entry, None, "", False, None)
+
+
+def is_keras2(version: Any) -> bool | None:
+    """Whether this version, as a file has it, is one of a Keras before 3; `None` where it is no version."""
+    major, _, _ = str(version).partition(".")
+    return int(major) < 3 if re.fullmatch("[0-9]{1,4}", major) else None
 
 
 def parse(text: bytes | str) -> Any:
@@ -139,15 +150,15 @@ def is_separable(entry: Mapping) -> bool:
     )
 
 
-def settings(entry: Mapping, path: str) -> SeparableConv1DConfig:
-    """The config of the `SeparableConv1D` of an entry.
+def settings(entry: Mapping, path: str, keras2: bool | None) -> SeparableConv1DConfig:
+    """The config of the `SeparableConv1D` of an entry, with the meaning that it has for the Keras that wrote it.
 
     Raises:
         ValueError: Keras would refuse it too; the message names the layer's path.
     """
     try:
         _check_strings(entry["config"])
-        return SeparableConv1DConfig.from_config(entry["config"])
+        return SeparableConv1DConfig(**_keras_config.from_keras(entry["config"], keras2))
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"layer {shown(path)}: {error}") from None
 
@@ -169,7 +180,8 @@ def snake_case(class_name: str, keras_2: bool) -> str:
 class _Reader:
     """Makes the tree, and knows the layers that the model shares by now."""
 
-    def __init__(self):
+    def __init__(self, keras2: bool | None):
+        self.keras2 = keras2
         self.shared: dict[Any, Layer] = {}
         self.count = 0
 
@@ -196,7 +208,7 @@ class _Reader:
                 raise ValueError(
                     f"it has more than {LAYER_LIMIT} SeparableConv1D layers, more than any model."
                 )
-            layer.settings, layer.holds = settings(entry, layer.path), True
+            layer.settings, layer.holds = settings(entry, layer.path, self.keras2), True
             return layer
         twins = iter(layer.same_as.children if layer.same_as else ())
         for key, value in config.items():

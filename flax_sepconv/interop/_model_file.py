@@ -142,17 +142,16 @@ def _read_archive(whole: Source) -> ModelFile:
             f"it is a zip archive, but none of a Keras model: it has no {_CONFIG!r} or no {_WEIGHTS!r}. "
             "A file saved with `model.save('name.keras')` would do."
         )
-    config = _archive.content(whole, members[_CONFIG])
-    model = _model_config.read(_text(config))
     metadata = (
         _model_config.parse(_text(_archive.content(whole, members[_METADATA])))
         if _METADATA in members
         else {}
     )
-    version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+    keras2 = _model_config.is_keras2(metadata.get("keras_version")) if isinstance(metadata, dict) else None
+    model = _model_config.read(_text(_archive.content(whole, members[_CONFIG])), keras2)
     source = _archive.content(whole, members[_WEIGHTS])
     root = _hdf5.File(source).root
-    places, unknown = _weights.in_archive(model, root, keras_2=str(version).startswith("2."))
+    places, unknown = _weights.in_archive(model, root, keras_2=bool(keras2))
     in_place = source.file is whole.file
     checksums = _archive.checksum_positions(whole, members[_WEIGHTS]) if in_place else ()
     return ModelFile(_by_name(places), unknown, source if in_place else None, whole, checksums)
@@ -166,7 +165,8 @@ def _read_hdf5(source: Source) -> ModelFile:
             "it is an HDF5 file without a model's config, which a file of weights alone is. A file saved with "
             "`model.save('name.keras')` or `model.save('name.h5')` would do."
         )
-    places, unknown = _weights.in_hdf5(_model_config.read(config), weights)
+    keras2 = _model_config.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
+    places, unknown = _weights.in_hdf5(_model_config.read(config, keras2), weights)
     return ModelFile(_by_name(places), unknown, source, source)
 
 

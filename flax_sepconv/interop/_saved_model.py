@@ -33,7 +33,7 @@ _DTYPES = {
     14: np.dtype(jnp.bfloat16),
     19: np.dtype(np.float16),
 }
-_GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
+_ROOT, _GRAPH = "root", b"_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class Variable:
@@ -87,7 +87,7 @@ def read(
             "it is a SavedModel without the configs of its layers (a `keras_metadata.pb`), as Keras 3's `export` "
             "and TF before 2.5 write. Save the model as a .keras or .h5 file."
         )
-    names, separable = _nodes(_whole(_open(folder, _METADATA, stack)))
+    names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack)))
     if not separable:
         return {}
     table = _open(folder, _INDEX, stack)
@@ -104,7 +104,7 @@ def read(
     found = {}
     for path, entry in separable.items():
         name = _model_config.unused("/".join(_names_along(path, names)), found)
-        settings = _model_config.settings(entry, name)
+        settings = _model_config.settings(entry, name, keras2)
         found[name] = settings, {weight.name: graph.key(path, weight.name) for weight in settings.weights(1)}
     index = _wire.table(table, {key for _, keys in found.values() for key in keys.values()})
     layers = {}
@@ -133,9 +133,9 @@ def _whole(source: Source) -> bytes:
     return source.read(0, source.size)
 
 
-def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping]]:
-    """The name of each layer, and the entry of each `SeparableConv1D`, by their paths from the model."""
-    names, separable = {}, {}
+def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping], bool]:
+    """The name of each layer and the entry of each `SeparableConv1D`, by their paths; whether Keras 2 wrote them."""
+    names, separable, keras2 = {}, {}, None
     for node in _wire.fields(metadata).get(1, []):
         fields = _wire.fields(node)
         try:
@@ -145,6 +145,8 @@ def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping]]:
         entry = _without_tuples(_model_config.parse(text or "null"))
         if not isinstance(entry, dict):
             continue
+        if path == _ROOT:
+            keras2 = _model_config.is_keras2(entry.get("keras_version"))
         names[path] = str(entry.get("name", path.rpartition(".")[2]))
         if max(len(path), len(names[path])) > _NAME_LIMIT:
             raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
@@ -152,7 +154,8 @@ def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping]]:
             separable[path] = entry
     if len(separable) > _model_config.LAYER_LIMIT:
         raise ValueError("it has more SeparableConv1D layers than any model.")
-    return names, separable
+    # The model's own entry has the version. No Keras but 2 has ever written this file.
+    return names, separable, keras2 is not False
 
 
 def _without_tuples(value: Any) -> Any:

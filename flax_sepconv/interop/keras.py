@@ -21,6 +21,7 @@ are for where Keras is at hand. Nothing else here imports it.
 import dataclasses
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,10 +29,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_sepconv import activations
+from flax_sepconv import _keras_config, activations
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import check_config, check_params
-from flax_sepconv.interop import _model_file
+from flax_sepconv.interop import _model_config, _model_file
 from flax_sepconv.interop._archive import Source
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._atomic import replacing
@@ -146,12 +147,18 @@ def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]
     cls = type(layer)
     if cls.__name__ != "SeparableConv1D" or cls.__module__.partition(".")[0] not in _MODULES:
         raise TypeError(f"`layer` must be a SeparableConv1D of Keras's; got {layer!r}.")
-    config = SeparableConv1DConfig.from_config(layer.get_config())
+    config = SeparableConv1DConfig(**_keras_config.from_keras(layer.get_config(), _is_keras2(cls)))
     values = layer.get_weights()
     if not values:
         raise ValueError(f"`layer` must be built, by calling it or its `build`; got {layer!r}.")
     names = [weight.name for weight in config.weights(in_features=1)]
     return config, {name: on_device(value, name) for name, value in zip(names, values, strict=True)}
+
+
+def _is_keras2(cls: type) -> bool:
+    """Whether a class of Keras's is that of a version before 3, whose package may be `keras` or another."""
+    package = sys.modules[cls.__module__.partition(".")[0]]
+    return package.__name__ != "keras" or bool(_model_config.is_keras2(package.__version__))
 
 
 def to_layer(config: SeparableConv1DConfig, params: Mapping[str, Any], keras: Any = None) -> Any:

@@ -245,7 +245,7 @@ def test_float64_is_refused_rather_than_narrowed(saved):
 def test_only_keras_own_layer_counts(entry, is_ours):
     config = {"name": "s", "filters": 2, "kernel_size": [3]}
     model = {"class_name": "Sequential", "config": {"layers": [entry | {"config": config}]}}
-    assert bool(_model_config.read(json.dumps(model)).separable()) == is_ours
+    assert bool(_model_config.read(json.dumps(model), None).separable()) == is_ours
 
 
 def test_a_sequential_of_keras_1_is_a_bare_list():
@@ -253,8 +253,48 @@ def test_a_sequential_of_keras_1_is_a_bare_list():
         "class_name": "SeparableConvolution1D",
         "config": {"name": "s", "filters": 2, "kernel_size": [3]},
     }
-    (found,) = _model_config.read(json.dumps({"class_name": "Sequential", "config": [layer]})).separable()
+    (found,) = _model_config.read(
+        json.dumps({"class_name": "Sequential", "config": [layer]}), None
+    ).separable()
     assert (found.path, found.settings.filters) == ("s", 2)
+
+
+@pytest.mark.parametrize("entries", [{}, {"groups": 1}], ids=["plain", "with Keras 2's entries"])
+@pytest.mark.parametrize(
+    ("version", "keras2"),
+    [
+        ("1.2.2", True),
+        ("2.1.6", True),
+        ("2.2.4-tf", True),
+        ("2.15.0", True),
+        ("3.0.5", False),
+        ("10.0", False),
+    ],
+)
+def test_the_keras_that_wrote_a_file_says_what_hard_sigmoid_means(tmp_path, version, keras2, entries):
+    config = {"name": "s", "filters": 2, "kernel_size": [3], "activation": "hard_sigmoid", "use_bias": False}
+    entry = {"class_name": "SeparableConv1D", "config": config | entries}
+    model = json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers": [entry]}})
+    arrays = np.ones((3, 4, 1), "float32"), np.ones((1, 4, 2), "float32")
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        for number, array in enumerate(arrays):
+            file[f"layers/separable_conv1d/vars/{number}"] = array
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": version}))
+        archive.writestr("config.json", model)
+        archive.write(tmp_path / "weights.h5", "model.weights.h5")
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs.update({"keras_version": version, "model_config": model})
+        weights = file.create_group("model_weights")
+        weights.attrs["layer_names"] = [b"s"]
+        names = ["s/depthwise_kernel:0", "s/pointwise_kernel:0"]
+        for name, array in zip(names, arrays, strict=True):
+            weights[f"s/{name}"] = array
+        weights["s"].attrs["weight_names"] = [name.encode() for name in names]
+    for path in ("model.keras", "model.h5"):
+        ((found, _),) = keras.load(tmp_path / path).values()
+        expected = fsc.activations.hard_sigmoid_keras2 if keras2 else fsc.activations.hard_sigmoid
+        assert found.activation is expected
 
 
 @pytest.mark.parametrize(
