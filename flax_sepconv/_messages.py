@@ -13,3 +13,8 @@ def shown(value: Any) -> str:
     else:
         text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def printable(text: str) -> str:
+    """A text of a file on its way to a person: what a terminal would not show as it is, escaped as in Python."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

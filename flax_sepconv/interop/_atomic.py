@@ -33,9 +33,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.filename == name:
+            # Under the name that the caller knows.
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
     if hasattr(os, "O_DIRECTORY"):  # the name is only safe once its folder is on disk too
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
