@@ -16,9 +16,10 @@ In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` th
 from typing import TYPE_CHECKING
 
 from flax_sepconv import activations, constraints, initializers, parallel, regularizers
+from flax_sepconv._layer_configs import layer_configs
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
-from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D, layer_configs
+from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D
 from flax_sepconv.losses import activity_loss, regularization_loss
 from flax_sepconv.streaming import init_stream, stream_step
 from flax_sepconv.transforms import constrain, freeze

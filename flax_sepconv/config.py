@@ -290,5 +290,5 @@ def _short(value) -> str:
         case lax.Precision():
             return repr(value.name.lower())
         case tuple():
-            return f"({', '.join(map(_short, value))})"
+            return f"({', '.join(map(_short, value))}{',' * (len(value) == 1)})"
     return repr(getattr(value, "__name__", value))
