@@ -1,20 +1,28 @@
 """What a Keras model's file holds, and its layers as a safetensors file, from the command line.
 
-python -m flax_sepconv inspect model.keras
-python -m flax_sepconv convert model.keras layers.safetensors
+flax-sepconv inspect model.keras
+flax-sepconv convert model.keras layers.safetensors
+
+`python -m flax_sepconv` is the same.
 """
 
 import argparse
 import dataclasses
+import io
+import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import flax_sepconv
 from flax_sepconv._keras_object import KerasObject
+from flax_sepconv._messages import printable
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop import _model_file, safetensors
 
-_FILE = "a .keras archive, a whole-model .h5 file, or a SavedModel folder of Keras 2"
+_FILE = "a .keras archive, a whole-model .h5 file, a SavedModel folder of Keras 2, or what `convert` wrote"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,61 +32,133 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `None` takes the process's.
 
     Returns:
-        0, or 1 where the file cannot be read or written; a message says why.
+        The exit status: 0, 1 where a file cannot be read or written, and a message says why, or 2 where no command
+        was given, and the help says which there are. Where a pipe was closed, the process ends as any other in it.
     """
-    parser = _parser()
+    if arguments is None and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal cannot encode is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    as_module = arguments is None and os.path.basename(sys.argv[0]) == "__main__.py"
+    parser = _parser("python -m flax_sepconv" if as_module else "flax-sepconv")
     options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
-        if options.command == "convert" and os.path.exists(options.out) and not options.force:
-            raise FileExistsError(f"{options.out} exists; --force replaces it")
-        layers, note = _model_file.read(options.file)
-        if note:
-            print(f"{parser.prog}: note: {note}", file=sys.stderr)
-        if options.command == "inspect":
-            print(_report(options.file, layers))
-        else:
-            safetensors.save(options.out, layers)
-            print(f"{options.out}: {_sum(layers)}")
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        print({"inspect": _inspect, "convert": _convert}[options.command](options, parser.prog), flush=True)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (ValueError, ImportError) as error:
+        reason = str(error)
+    else:
+        return 0
+    _say(parser.prog, reason)
+    return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m flax_sepconv",
+        prog=prog,
         description="Read SeparableConv1D layers out of Keras's files, without Keras or TensorFlow.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"flax-sepconv {flax_sepconv.__version__}",
+        help="show the version",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     inspect = commands.add_parser(
         "inspect",
         help="show the SeparableConv1D layers in a file",
-        description="Show the SeparableConv1D layers in a Keras model's file: the names on the way to each, the "
-        "shapes and the number of its parameters, and whatever in its settings is not Keras's default.",
+        description="Show the SeparableConv1D layers in a model's file: the names on the way to each, the shapes and "
+        "the number of its parameters, and whatever in its settings is not Keras's default.",
     )
     convert = commands.add_parser(
         "convert",
         help="write the SeparableConv1D layers in a file to a safetensors file",
-        description="Write the SeparableConv1D layers in a Keras model's file, parameters and configs, to a "
-        "safetensors file. flax_sepconv.interop.safetensors.load reads both back; any safetensors reader reads the "
-        "parameters, as tensors named LAYER/depthwise_kernel, LAYER/pointwise_kernel and LAYER/bias.",
+        description="Write the SeparableConv1D layers in a model's file, parameters and configs, to a safetensors "
+        "file. flax_sepconv.interop.safetensors.load reads both back; any safetensors reader reads the parameters, "
+        "as tensors named LAYER/depthwise_kernel, LAYER/pointwise_kernel and LAYER/bias.",
     )
     for command in (inspect, convert):
         command.add_argument("file", metavar="FILE", help=_FILE)
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
     convert.add_argument("out", metavar="OUT.safetensors", help="the file to write")
     convert.add_argument("--force", action="store_true", help="replace OUT.safetensors if it exists")
     return parser
 
 
+def _inspect(options: argparse.Namespace, prog: str) -> str:
+    layers = _read(options.file, prog)
+    if not options.json:
+        return _report(options.file, layers)
+    described = {
+        name: {
+            "config": safetensors.entries(config),
+            "parameters": {
+                leaf: {"shape": value.shape, "dtype": value.dtype.name} for leaf, value in params.items()
+            },
+        }
+        for name, (config, params) in layers.items()
+    }
+    return _json(options.file, layers, {"layers": described})
+
+
+def _convert(options: argparse.Namespace, prog: str) -> str:
+    out = options.out
+    if os.path.exists(out):
+        if any(os.path.samefile(out, file) for file in _files(options.file)):
+            raise ValueError(f"{out} is what is read; give another name for the file to write")
+        if not os.path.isfile(out):
+            raise ValueError(
+                f"{out} is no file that could be replaced; give another name for the file to write"
+            )
+        if not options.force:
+            raise ValueError(f"{out} exists; --force replaces it")
+    layers = _read(options.file, prog)
+    if not layers:
+        raise ValueError(f"{options.file}: no SeparableConv1D layers; nothing is written")
+    safetensors.save(out, layers)
+    return _json(out, layers, {"layers": [*layers]}) if options.json else f"{printable(out)}: {_sum(layers)}"
+
+
+def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
+    """The layers in any file that has some."""
+    if safetensors.is_safetensors(path):
+        return safetensors.read(path)
+    layers, note = _model_file.read(path)
+    if note:
+        _say(prog, f"note: {note}")
+    return layers
+
+
+def _files(path: str) -> Iterator[str]:
+    """A file, or those in a folder, as far as they are there."""
+    folders = os.walk(path) if os.path.isdir(path) else [("", (), (path,))]
+    for folder, _, names in folders:
+        yield from filter(os.path.exists, (os.path.join(folder, name) for name in names))
+
+
+def _say(prog: str, message: str) -> None:
+    print(f"{prog}: {printable(message)}", file=sys.stderr)
+
+
+def _json(path: str, layers: dict, more: dict[str, Any]) -> str:
+    count = _count(params for _, params in layers.values())
+    return json.dumps({"file": path, "parameters": count, **more}, indent=2)
+
+
 def _report(path: str, layers: dict) -> str:
     """A table of the layers, each with its settings below it, and a summary."""
+    path = printable(path)
     if not layers:
         return f"{path}: no SeparableConv1D layers"
     heading = ("layer", "depthwise kernel", "pointwise kernel", "bias", "parameters", "dtype")
     rows = [
         (
-            name,
+            printable(name),
             *(
                 str(params[leaf].shape) if leaf in params else "-"
                 for leaf in ("depthwise_kernel", "pointwise_kernel", "bias")

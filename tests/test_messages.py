@@ -8,7 +8,7 @@ from flax_sepconv._messages import printable
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("encoder/conv 1 – é 層", "encoder/conv 1 – é 層"),
+        ("encoder/conv 1 é 層", "encoder/conv 1 é 層"),
         ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
         ("two\nlines\tand a tab", r"two\nlines\tand a tab"),
         ("\u202eright to left\u200b", r"\u202eright to left\u200b"),

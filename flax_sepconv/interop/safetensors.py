@@ -2,42 +2,41 @@
 
     save(path, {"encoder/first": (config, params)})      load(path) ─► the same
 
-A parameter is the tensor `encoder/first/bias`. The configs are in the file's metadata, as JSON in the form of
-Keras's `get_config`, under the layers' names. The format is that of the `safetensors` package, which is not
-needed: a length, a header in JSON, and the tensors' bytes. Files are as untrusted as Keras's.
+A parameter is the tensor `encoder/first/bias`. The configs are in the file's metadata under `flax_sepconv`: JSON of
+Keras's `get_config` of each layer by its name, in the layers' order. Files are as untrusted as Keras's.
+
+Needs the `safetensors` package: `pip install "flax-sepconv[safetensors]"`.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import activations
+from flax_sepconv import _keras_config, activations
+from flax_sepconv._arguments import FLOATS
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _model_config
-from flax_sepconv.interop._archive import Source
+from flax_sepconv.functional import check_config, check_params
+from flax_sepconv.interop import _archive, _model_config
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._atomic import replacing
 
 __all__ = ["load", "save"]
 
-_DTYPES = {
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(jnp.bfloat16),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-}
+Layers: TypeAlias = Mapping[str, tuple[SeparableConv1DConfig, Mapping[str, Any]]]
+
+_METADATA = "flax_sepconv"
+_DTYPES = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
+_HARD_SIGMOID = activations.hard_sigmoid_keras2.__name__
 
 
-def save(
-    path: str | os.PathLike, layers: Mapping[str, tuple[SeparableConv1DConfig, Mapping[str, Any]]]
-) -> None:
+def save(path: str | os.PathLike, layers: Layers) -> None:
     """Writes layers to a safetensors file, which is then there whole or not at all.
 
     Args:
@@ -46,9 +45,10 @@ def save(
             them.
 
     Raises:
-        ValueError: a config has a callable that Keras has no name for.
-        TypeError: a parameter does not hold floating-point numbers.
+        ValueError: parameters are not those of their config, or a config has a callable that Keras has no name for.
+        TypeError: `layers` has another form, or a parameter does not hold floating-point numbers.
         OSError: the file cannot be written.
+        ImportError: the `safetensors` package is not installed.
 
     Example:
         >>> import os, tempfile, jax, flax_sepconv as fsc
@@ -61,88 +61,160 @@ def save(
         ...     list(safetensors.load(path))
         ['first']
     """
-    header: dict[str, Any] = {
-        "__metadata__": {name: json.dumps(_entries(config)) for name, (config, _) in layers.items()}
-    }
-    names, end, data = {dtype: name for name, dtype in _DTYPES.items()}, 0, []
-    for layer, (_, params) in layers.items():
-        for leaf, value in params.items():
-            array = np.asarray(value)
-            if array.dtype not in names:
-                raise TypeError(f"`{layer}/{leaf}` must hold floating-point numbers; got {array.dtype}.")
-            begin, end = end, end + array.nbytes
-            entry = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
-            header[f"{layer}/{leaf}"] = entry
-            data.append(array.tobytes())
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    package = _package()
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"`layers` must be a dict of a config and parameters for each layer's name; got {shown(layers)}."
+        )
+    if len(layers) > (limit := _model_config.LAYER_LIMIT):
+        raise ValueError(
+            f"`layers` must have at most {limit} layers, which is what `load` reads; got {len(layers)}."
+        )
+    configs, tensors = {}, {}
+    for name, layer in layers.items():
+        configs[name], arrays = _layer(name, layer)
+        tensors |= {f"{name}/{leaf}": array for leaf, array in arrays.items()}
+    content = package.numpy.save(tensors, {_METADATA: json.dumps(configs)})
     with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(data)
+        file.write(content)
 
 
 def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
-    """The layers in a file that `save`, or `python -m flax_sepconv convert`, wrote.
+    """Reads the layers in a file that `save`, or the command `flax-sepconv convert`, wrote.
 
     Args:
         path: the file.
 
     Returns:
-        The config and the parameters of each layer by its name.
+        The config and the parameters of each layer by its name, in the order in which they were saved. A config's
+        `precision` and `implementation`, which say how to compute and not what, are not in the file.
 
     Raises:
         ValueError: it is not such a file, or holds float64 while JAX's 64-bit mode is off.
         OSError: there is no such file, or it may not be read.
+        ImportError: the `safetensors` package is not installed.
     """
-    with open(path, "rb") as file:
+    return {
+        name: (
+            config,
+            {leaf: on_device(value, f"{os.fspath(path)}: {name}/{leaf}") for leaf, value in params.items()},
+        )
+        for name, (config, params) in read(path).items()
+    }
+
+
+def read(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]:
+    """The layers in a file as `load` reads them, in NumPy's arrays."""
+    package = _package()
+    with contextlib.ExitStack() as stack:
+        source = _archive.opened(os.fspath(path), stack)
         try:
-            return _read(Source(file))
-        except (ValueError, TypeError, RecursionError) as error:
+            # The package takes a header of up to 100 MB, which makes gigabytes of objects.
+            if int.from_bytes(source.read(0, 8), "little") > _model_config.SIZE_LIMIT:
+                raise ValueError(f"its header has more than {_model_config.SIZE_LIMIT} bytes.")
+            file = stack.enter_context(package.safe_open(os.fspath(path), "np"))
+            return dict(_read(file))
+        except (ValueError, TypeError, OverflowError, RecursionError, package.SafetensorError) as error:
             raise ValueError(f"{os.fspath(path)}: it does not hold layers of flax_sepconv: {error}") from None
 
 
-def _read(source: Source) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
-    length = int.from_bytes(source.read(0, 8), "little")
-    if length > _model_config.SIZE_LIMIT:
-        raise ValueError(f"its header has {length} bytes, more than any.")
-    header = _model_config.parse(source.read(8, length))
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise ValueError("it is no safetensors file.")
-    layers, total = {}, 0
-    for layer, text in metadata.items():
-        config = SeparableConv1DConfig.from_config(_model_config.parse(str(text)))
-        params = {}
-        for weight in config.weights(in_features=1):
-            name = f"{layer}/{weight.name}"
-            array = _tensor(source, 8 + length, header.get(name), name)
-            total += array.nbytes
-            if total > source.size:
-                raise ValueError("its tensors overlap.")
-            params[weight.name] = on_device(array, name)
-        layers[layer] = config, params
-    return layers
+def is_safetensors(path: str | os.PathLike) -> bool:
+    """Whether a file begins as one of this format does: with a length and JSON."""
+    if not os.path.isfile(path):
+        return False
+    with contextlib.ExitStack() as stack:
+        source = _archive.opened(os.fspath(path), stack)
+        return source.size > 8 and source.read(8, 1) == b"{"
 
 
-def _tensor(source: Source, start: int, entry: Any, name: str) -> np.ndarray:
-    """A tensor, by its entry in the header; `start` is where the tensors begin."""
-    match entry:
-        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            kind in _DTYPES
-            and all(isinstance(size, int) and size >= 0 for size in shape)
-            and end - begin == math.prod(shape) * _DTYPES[kind].itemsize
-            and begin >= 0
-        ):
-            data = source.read(start + begin, end - begin)
-            return np.frombuffer(data, _DTYPES[kind]).reshape(shape)
-    raise ValueError(f"it has no tensor {name!r}, or a damaged one.")
-
-
-def _entries(config: SeparableConv1DConfig) -> dict[str, Any]:
-    """The config in Keras 3's form, or in Keras 2's where only that can say it."""
-    if config.activation is not activations.hard_sigmoid_keras2:
-        return config.get_config()
-    return dataclasses.replace(config, activation=None).get_config() | {
-        "activation": "hard_sigmoid",
-        "groups": 1,
+def entries(config: SeparableConv1DConfig) -> dict[str, Any]:
+    """The config as JSON: Keras 3's `get_config`, but for the dtypes and for what Keras 3 has no name for."""
+    own: dict[str, Any] = {
+        "dtype": config.dtype and config.dtype.name,
+        "param_dtype": config.param_dtype.name,
     }
+    if config.activation is activations.hard_sigmoid_keras2:
+        own["activation"] = _HARD_SIGMOID
+    plain = {"dtype": None, "param_dtype": "float32", "activation": None}
+    return dataclasses.replace(config, **{entry: plain[entry] for entry in own}).get_config() | own
+
+
+def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A layer's entries and arrays, or an error that names it."""
+    if not isinstance(name, str):
+        raise TypeError(f"`layers` must have strings as names; got {shown(name)}.")
+    argument = f"`layers[{name!r}]`"
+    if not (isinstance(layer, tuple | list) and len(layer) == 2):
+        raise TypeError(
+            f"{argument} must be a pair (config, params), as `interop.keras.load` gives it; got {shown(layer)}."
+        )
+    config, params = layer
+    try:
+        name.encode()
+        check_config(config)
+        check_params(params, None, config)
+        written = entries(config)
+    except (ValueError, TypeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{argument}: {error}") from None
+    arrays = {}
+    for leaf, value in params.items():
+        array = np.asarray(value)
+        dtype = array.dtype.newbyteorder("=")
+        if dtype not in FLOATS:
+            raise TypeError(f"{argument}: `params[{leaf!r}]` must hold floating-point numbers; got {dtype}.")
+        arrays[leaf] = np.asarray(array, dtype, order="C")
+    return written, arrays
+
+
+def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]]:
+    metadata, names = file.metadata() or {}, set(file.keys())
+    configs = _model_config.parse(metadata[_METADATA]) if _METADATA in metadata else _older(metadata)
+    if not isinstance(configs, dict) or len(configs) > _model_config.LAYER_LIMIT:
+        raise ValueError("its metadata describes no layers, or more than any model has.")
+    for layer, written in configs.items():
+        config = _config(written)
+        kernel = f"{layer}/depthwise_kernel"
+        shape = file.get_slice(kernel).get_shape() if kernel in names else ()
+        params = {}
+        for weight in config.weights(shape[1] if len(shape) == 3 else 1):
+            name = f"{layer}/{weight.name}"
+            if name not in names:
+                raise ValueError(f"it has no tensor {name!r}.")
+            there = file.get_slice(name)
+            if there.get_dtype() not in _DTYPES or tuple(there.get_shape()) != weight.shape:
+                raise ValueError(
+                    f"its tensor {name!r} must hold floats of the shape {weight.shape}, as its config says; it "
+                    f"is {there.get_dtype()} of the shape {tuple(there.get_shape())}."
+                )
+            params[weight.name] = file.get_tensor(name)
+        yield layer, (config, params)
+
+
+def _older(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The configs in a file by version 0.1 of this library, which gave each layer an entry of its own."""
+    if not metadata:
+        raise ValueError("it has no configs.")
+    return {layer: _model_config.parse(text) for layer, text in metadata.items()}
+
+
+def _config(written: Any) -> SeparableConv1DConfig:
+    """The config of a layer's entries."""
+    if not (isinstance(written, dict) and "param_dtype" in written):
+        return SeparableConv1DConfig.from_config(written)
+    own = {"dtype": written.pop("dtype", None), "param_dtype": written.pop("param_dtype")}
+    if written.get("activation") == _HARD_SIGMOID:
+        own["activation"] = activations.hard_sigmoid_keras2
+        del written["activation"]
+    return SeparableConv1DConfig(**_keras_config.from_keras(written, keras2=False) | own)
+
+
+def _package() -> Any:
+    """The package of this name, on first use."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            'safetensors files need the package `safetensors`: pip install "flax-sepconv[safetensors]".'
+        ) from None
+    return safetensors

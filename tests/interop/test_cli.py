@@ -1,34 +1,29 @@
-"""The commands a person types, and the safetensors files that one of them writes."""
+"""The commands a person types: what they print, what they write, and what they never overwrite."""
 
+import io
 import json
+import os
+import pkgutil
+import shutil
+import signal
 import subprocess
 import sys
+import tomllib
 
+import h5py
 import jax
-import numpy as np
 import pytest
-import safetensors.flax as safetensors_flax
 
 import flax_sepconv as fsc
 from flax_sepconv import __main__ as cli
 from flax_sepconv.interop import keras, safetensors
 from tests.interop import fuzz
+from tests.interop.test_safetensors import same
 
 NESTED = fuzz.DATA / "keras-3.3.3" / "nested.keras"
 SEQUENTIAL = fuzz.DATA / "keras-3.3.3" / "sequential.keras"
 BFLOAT16 = fuzz.DATA / "keras-3.3.3" / "bfloat16.keras"
 CAUSAL = fuzz.DATA / "tf-2.15" / "causal.tf"
-
-
-def same(ours, theirs):
-    """Whether two mappings of layers hold the same configs and arrays, dtypes included."""
-    assert {name: config for name, (config, _) in ours.items()} == {
-        n: config for n, (config, _) in theirs.items()
-    }
-    ours, theirs = ({name: params for name, (_, params) in each.items()} for each in (ours, theirs))
-    ours_dtypes, theirs_dtypes = (jax.tree.map(lambda value: value.dtype, each) for each in (ours, theirs))
-    assert ours_dtypes == theirs_dtypes
-    return jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
 
 def test_inspect_shows_a_table(capsys):
@@ -67,114 +62,136 @@ def test_convert_writes_what_load_gives(path, tmp_path, capsys):
     assert cli.main(["convert", "--force", str(path), str(out)]) == 0
 
 
-def test_the_commands_run_as_a_module():
-    command = [sys.executable, "-m", "flax_sepconv"]
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "inspect" in helped
-    assert "convert" in helped
-    refused = subprocess.run([*command, "frobnicate", "x"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    shown = subprocess.run([*command, "inspect", str(NESTED)], capture_output=True, text=True, check=True)
-    assert "inner/innermost/deep_second" in shown.stdout
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with models in it under several names."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SEQUENTIAL, "model.keras")
+    os.symlink("model.keras", "symbolic")
+    os.link("model.keras", "hard")
+    shutil.copytree(CAUSAL, "saved")
+    os.link("saved/saved_model.pb", "hard.pb")
+    return tmp_path
 
 
-# ---- safetensors ----
-
-CONFIGS = {
-    "plain": fsc.SeparableConv1DConfig(4, 3),
-    "with/slash": fsc.SeparableConv1DConfig(
-        4, 3, use_bias=False, depthwise_constraint="max_norm", padding="causal"
-    ),
-    "half": fsc.SeparableConv1DConfig(4, 3, dtype="float16", param_dtype="float16"),
-    "brain": fsc.SeparableConv1DConfig(4, 3, dtype="bfloat16", param_dtype="bfloat16"),
-    "keras 2": fsc.SeparableConv1DConfig(4, 3, activation=fsc.activations.hard_sigmoid_keras2),
-}
-LAYERS = {
-    name: (config, fsc.init_params(jax.random.key(number), 5, config))
-    for number, (name, config) in enumerate(CONFIGS.items())
-}
-
-
-def test_layers_go_to_a_safetensors_file_and_back(tmp_path):
-    safetensors.save(tmp_path / "layers.safetensors", LAYERS)
-    assert same(safetensors.load(tmp_path / "layers.safetensors"), LAYERS)
-
-
-def test_the_safetensors_package_reads_the_same(tmp_path):
-    safetensors.save(tmp_path / "layers.safetensors", LAYERS)
-    theirs = safetensors_flax.load_file(tmp_path / "layers.safetensors")
-    for name, (_, params) in LAYERS.items():
-        for leaf, value in params.items():
-            assert theirs[f"{name}/{leaf}"].dtype == value.dtype
-            np.testing.assert_array_equal(theirs[f"{name}/{leaf}"], value)
-
-
-def test_float64_is_kept_or_refused(tmp_path):
-    with jax.enable_x64(True):
-        config = fsc.SeparableConv1DConfig(4, 3, param_dtype="float64", dtype="float64")
-        params = fsc.init_params(jax.random.key(0), 5, config)
-        safetensors.save(tmp_path / "layers.safetensors", {"it": (config, params)})
-        assert same(safetensors.load(tmp_path / "layers.safetensors"), {"it": (config, params)})
-    with pytest.raises(ValueError, match="it/depthwise_kernel is float64, which needs"):
-        safetensors.load(tmp_path / "layers.safetensors")
-
-
-def test_a_new_file_has_the_permissions_of_any_and_a_replaced_one_its_own(tmp_path):
-    path, other = tmp_path / "layers.safetensors", tmp_path / "other"
-    other.touch()
-    safetensors.save(path, LAYERS)
-    assert path.stat().st_mode == other.stat().st_mode
-    path.chmod(0o640)
-    safetensors.save(path, LAYERS)
-    assert path.stat().st_mode & 0o777 == 0o640
-
-
-def test_integers_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="`plain/bias` must hold floating-point numbers; got int64"):
-        safetensors.save(tmp_path / "x", {"plain": (CONFIGS["plain"], {"bias": np.arange(3)})})
-
-
-def headed(header, data=b""):
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
-PLAIN = json.dumps(CONFIGS["plain"].get_config())
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize(
+    ("file", "out"),
+    [
+        ("model.keras", "model.keras"),
+        ("model.keras", "./saved/../model.keras"),
+        ("model.keras", "symbolic"),
+        ("model.keras", "hard"),
+        ("symbolic", "hard"),
+        ("saved", "saved/keras_metadata.pb"),
+        ("saved", "saved/variables/variables.index"),
+        ("saved", "hard.pb"),
+    ],
+)
+def test_convert_never_writes_over_what_it_reads(file, out, force, folder, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert cli.main(["convert", file, out, *force]) == 1
+    assert f"{out} is what is read; give another name for the file to write" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("file", "out", "message"),
     [
-        b"",
-        b"\xff" * 8,
-        b"\xff" * 100,
-        headed([]),
-        headed({"__metadata__": 3}),
-        headed({"__metadata__": {"a": "{}"}}),
-        headed({"__metadata__": {"a": PLAIN}}),
-        headed({"__metadata__": {"a": PLAIN}, "a/depthwise_kernel": 3}),
-        headed(
-            {
-                "__metadata__": {"a": PLAIN},
-                "a/depthwise_kernel": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 2**64]},
-            }
+        ("without.h5", "out", "without.h5: no SeparableConv1D layers; nothing is written"),
+        ("model.keras", "nowhere/out", "nowhere/out: No such file or directory"),
+        ("model.keras", "model.keras/out", "model.keras/out: Not a directory"),
+        (
+            "model.keras",
+            "saved",
+            "saved is no file that could be replaced; give another name for the file to write",
         ),
-        headed(
-            {
-                "__metadata__": {"a": PLAIN},
-                "a/depthwise_kernel": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]},
-            }
-        ),
-        headed(
-            {
-                "__metadata__": {"a": PLAIN},
-                "a/depthwise_kernel": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]},
-            },
-            b"abcd",
-        ),
+        ("missing.keras", "out", "missing.keras: No such file or directory"),
     ],
 )
-def test_damaged_safetensors_files_are_refused(content, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors: it does not hold layers of flax_sepconv"):
-        safetensors.load(tmp_path / "x.safetensors")
+def test_convert_says_in_its_users_words_why_nothing_is_written(file, out, message, folder, capsys):
+    with h5py.File("without.h5", "w") as without:
+        without.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": []}})
+        without.create_group("model_weights")
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["convert", "--force", file, out]) == 1
+    assert capsys.readouterr().err == f"flax-sepconv: {message}\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_inspect_reads_what_convert_wrote(folder, capsys):
+    assert cli.main(["convert", "model.keras", "layers.safetensors"]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", "layers.safetensors"]) == 0
+    converted = capsys.readouterr().out
+    assert cli.main(["inspect", "model.keras"]) == 0
+    assert capsys.readouterr().out.replace("model.keras", "layers.safetensors") == converted
+    (folder / "layers.safetensors").write_bytes((folder / "layers.safetensors").read_bytes()[:-1])
+    assert cli.main(["inspect", "layers.safetensors"]) == 1
+    assert "layers.safetensors: it does not hold layers of flax_sepconv" in capsys.readouterr().err
+
+
+def test_json_has_what_the_table_has(folder, capsys):
+    assert cli.main(["inspect", "--json", "model.keras"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["file"], shown["parameters"]) == ("model.keras", 119)
+    assert [*shown["layers"]] == ["separable_conv1d", "no_bias", "separable_conv1d_1"]
+    layer = shown["layers"]["no_bias"]
+    assert layer["config"]["depth_multiplier"] == 2
+    assert layer["parameters"]["depthwise_kernel"] == {"shape": [4, 4, 2], "dtype": "float32"}
+    assert cli.main(["convert", "--json", "model.keras", "out"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "file": "out",
+        "parameters": 119,
+        "layers": ["separable_conv1d", "no_bias", "separable_conv1d_1"],
+    }
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jconv", "a\nb", "\u202econv", "層"])
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_names_never_reach_the_terminal_raw_and_always_reach_it(name, arguments, tmp_path, monkeypatch):
+    config = fsc.SeparableConv1DConfig(2, 1)
+    path = str(tmp_path / "\x1b[2J.safetensors")
+    safetensors.save(path, {name: (config, fsc.init_params(jax.random.key(0), 1, config))})
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["inspect", path, *arguments]) == 0
+    printed = terminal.buffer.getvalue().decode()
+    assert "\x1b" not in printed
+    assert "conv" not in name or "conv" in printed
+    if arguments:
+        assert [*json.loads(printed)["layers"]] == [name]
+    else:
+        assert name.encode("unicode_escape").decode() in printed.splitlines()[2]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="the system has no such signal")
+def test_a_closed_pipe_ends_the_command_as_it_ends_cat_and_grep():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "flax_sepconv", "inspect", str(NESTED)]
+    with open(write, "w") as closed:
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGPIPE, "")
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "inspect" in captured.err
+    for arguments, status, words in (
+        (["--version"], 0, f"flax-sepconv {fsc.__version__}\n"),
+        (["--help"], 0, "convert"),
+        (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == status
+        captured = capsys.readouterr()
+        assert words in (captured.err if status else captured.out)
+
+
+def test_the_console_script_is_the_command():
+    scripts = tomllib.loads((fuzz.DATA.parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert pkgutil.resolve_name(scripts["flax-sepconv"]) is cli.main
