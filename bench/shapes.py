@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from flax_sepconv._geometry import output_length, padding_amounts
+from flax_sepconv._window import output_length, padding_amounts
 
 
 @dataclasses.dataclass(frozen=True)

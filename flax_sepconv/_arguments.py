@@ -14,9 +14,9 @@ from jax import lax
 
 from flax_sepconv import activations, constraints, initializers, regularizers
 from flax_sepconv._depthwise import IMPLEMENTATIONS
-from flax_sepconv._geometry import PADDINGS
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
+from flax_sepconv._window import PADDINGS
 
 DATA_FORMATS = ("channels_last", "channels_first")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flax_sepconv import _geometry, activations
+from flax_sepconv import _window, activations
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
@@ -42,7 +42,7 @@ def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
     if isinstance(length, int):  # not symbolic
         # Before the type changes: none of JAX may hold what is beyond.
         lengths = lengths.clip(0, min(length, int(jnp.iinfo(lengths.dtype).max)))
-    return jnp.clip(_geometry.signed(jnp.asarray(lengths)), 0, length)
+    return jnp.clip(_window.signed(jnp.asarray(lengths)), 0, length)
 
 
 def without_padding(x, lengths, config: SeparableConv1DConfig) -> jax.Array:
@@ -62,8 +62,8 @@ def in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sepa
     axis = config.time_axis
     length = x.shape[axis]
     # Strides come without dilation.
-    read = (_geometry.output_length(length, **config.geometry) - 1) * config.strides + config.kernel_size
-    low, _ = _geometry.padding_amounts(lengths, **config.geometry)
+    read = (_window.output_length(length, **config.geometry) - 1) * config.strides + config.kernel_size
+    low, _ = _window.padding_amounts(lengths, **config.geometry)
     most = (config.kernel_size - 1) // 2
     padding = [(0, 0)] * x.ndim
     padding[axis] = (most, max(read - length, 0))

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import export
 
-from flax_sepconv import _geometry
+from flax_sepconv import _window
 
 try:
     from jax.errors import InconclusiveDimensionOperation
@@ -25,7 +25,7 @@ def check_length(length: Any, geometry: dict[str, Any], implementation: str | No
         ValueError: with what would do.
     """
     strides = geometry["strides"]
-    shortest = _geometry.shortest(geometry["kernel_size"], geometry["padding"], geometry["dilation_rate"])
+    shortest = _window.shortest(geometry["kernel_size"], geometry["padding"], geometry["dilation_rate"])
     long_enough = False
     with contextlib.suppress(InconclusiveDimensionOperation):
         long_enough = length >= shortest
@@ -36,7 +36,7 @@ def check_length(length: Any, geometry: dict[str, Any], implementation: str | No
         )
     amounts = (length, length)
     with contextlib.suppress(InconclusiveDimensionOperation):
-        amounts = _geometry.padding_amounts(length, **geometry)
+        amounts = _window.padding_amounts(length, **geometry)
     if any(map(export.is_symbolic_dim, amounts)):
         raise ValueError(
             f"`length` must be a multiple of strides={strides} for padding='same', such as the symbolic dimension "

@@ -14,7 +14,7 @@ import numpy as np
 from jax import export, lax
 from jax.core import Tracer
 
-from flax_sepconv import _geometry, _keras_config, _symbolic, initializers
+from flax_sepconv import _keras_config, _symbolic, _window, initializers
 from flax_sepconv._arguments import NORMALIZE, check_shape
 from flax_sepconv._keras_object import integer
 
@@ -205,14 +205,14 @@ class SeparableConv1DConfig:
         if isinstance(length, Tracer) or (hasattr(length, "dtype") and np.ndim(length) > 0):
             if not jnp.issubdtype(length.dtype, jnp.integer):
                 raise TypeError(f"`length` must hold integers; got an array of dtype {length.dtype}.")
-            return _geometry.output_length(_geometry.signed(length), **self.geometry).clip(0)
+            return _window.output_length(_window.signed(length), **self.geometry).clip(0)
         if export.is_symbolic_dim(length):
             _symbolic.check_length(length, self.geometry, self.implementation)
-            return _geometry.output_length(length, **self.geometry)
+            return _window.output_length(length, **self.geometry)
         length = integer("length", length)
-        out = _geometry.output_length(length, **self.geometry)
+        out = _window.output_length(length, **self.geometry)
         if out <= 0:
-            shortest = _geometry.shortest(self.kernel_size, self.padding, self.dilation_rate)
+            shortest = _window.shortest(self.kernel_size, self.padding, self.dilation_rate)
             raise ValueError(
                 f"the output would be empty: length={length} with kernel_size={self.kernel_size}, "
                 f"strides={self.strides}, dilation_rate={self.dilation_rate} and padding={self.padding!r}. "

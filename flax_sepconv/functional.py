@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv import _arguments, _geometry, _ragged
+from flax_sepconv import _arguments, _ragged, _window
 from flax_sepconv._depthwise import Geometry, definition, depthwise
 from flax_sepconv._dtypes import wide
 from flax_sepconv._messages import shown
@@ -280,7 +280,7 @@ def _one_batch_axis(x) -> jax.Array:
 
 def _geometry_of(x, config: SeparableConv1DConfig) -> Geometry:
     length = x.shape[config.time_axis]
-    low, high = _geometry.padding_amounts(length, **config.geometry)
+    low, high = _window.padding_amounts(length, **config.geometry)
     return Geometry(length, config.kernel_size, config.strides, config.dilation_rate, low, high)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from flax_sepconv import _geometry, functional
+from flax_sepconv import _window, functional
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 
@@ -148,8 +148,8 @@ class _Blocks(NamedTuple):
 
 def _blocks(length: int, config: SeparableConv1DConfig, count: int) -> _Blocks:
     """Blocks that begin with the first row, after the padding, of the first of their windows."""
-    low, _ = _geometry.padding_amounts(length, **config.geometry)
-    span = _geometry.span(config.kernel_size, config.dilation_rate)
+    low, _ = _window.padding_amounts(length, **config.geometry)
+    span = _window.span(config.kernel_size, config.dilation_rate)
     outputs = -(-length // (config.strides * count))
     return _Blocks(count, outputs * config.strides, low, max(span - config.strides - low, 0))
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv import _arguments, _geometry, activations
+from flax_sepconv import _arguments, _window, activations
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
@@ -145,5 +145,5 @@ def refuse_lengths(lengths) -> None:
 
 
 def _state_shape(config: SeparableConv1DConfig, batch: tuple[int, ...], in_features: int) -> tuple[int, ...]:
-    reach = _geometry.span(config.kernel_size, config.dilation_rate) - 1
+    reach = _window.span(config.kernel_size, config.dilation_rate) - 1
     return (*batch, reach, in_features) if config.channel_axis == -1 else (*batch, in_features, reach)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from flax_sepconv import _geometry
+from flax_sepconv import _window
 
 
 class Geometry(NamedTuple):
@@ -18,7 +18,7 @@ class Geometry(NamedTuple):
     @property
     def span(self) -> int:
         """Rows from the first that a window reads to the last, both included."""
-        return _geometry.span(self.kernel_size, self.dilation)
+        return _window.span(self.kernel_size, self.dilation)
 
     @property
     def output_length(self) -> int:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import _arguments, _geometry, functional
+from flax_sepconv import _arguments, _window, functional
 from flax_sepconv._keras_object import integer
 from flax_sepconv.config import SeparableConv1DConfig
 
@@ -228,7 +228,7 @@ def _padding(padding, kernel_size: int, strides, dilation_rate) -> Any:
     (amount,) = padding if isinstance(padding, (tuple, list)) and len(padding) == 1 else (padding,)
     amount = integer("padding", amount)
     strides = _arguments.size("strides", strides)
-    reach = _geometry.span(kernel_size, _arguments.size("dilation_rate", dilation_rate)) - 1
+    reach = _window.span(kernel_size, _arguments.size("dilation_rate", dilation_rate)) - 1
     if amount == 0:
         return "valid"
     # Zeros on both sides, as many whatever the length: that is "same" at stride 1, where both halves are equal. At
