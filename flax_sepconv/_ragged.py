@@ -12,22 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from flax_sepconv import _window, activations
-from flax_sepconv._messages import shown
+from flax_sepconv._validation import as_integers
 from flax_sepconv.config import SeparableConv1DConfig
 
 
 def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
     """Refuses lengths that do not fit `x`, and returns them within 0 and the length of `x`."""
-    if type(lengths) is int:
-        lengths = np.asarray(lengths)
-    if not (hasattr(lengths, "dtype") and hasattr(lengths, "shape")):
-        raise TypeError(f"`lengths` must be an array of integers; got {shown(lengths)}.")
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"`lengths` must hold integers; got an array of dtype {lengths.dtype}.")
+    lengths = as_integers("lengths", lengths)
     if lengths.shape != x.shape[:-2]:
         raise ValueError(
             f"`lengths` must have the shape of the batch axes of `x`, {x.shape[:-2]}; got {lengths.shape}."

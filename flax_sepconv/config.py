@@ -6,6 +6,7 @@ layer's arguments, and for its weights, their shapes and what is attached to the
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +18,8 @@ from jax.core import Tracer
 from flax_sepconv import _keras_config, _symbolic, _window, initializers
 from flax_sepconv._arguments import NORMALIZE, check_shape
 from flax_sepconv._keras_object import integer
+from flax_sepconv._messages import shown
+from flax_sepconv._validation import as_integers
 
 Size: TypeAlias = Any
 """A positive integer, or a sequence of one as Keras allows; the config keeps the integer."""
@@ -202,13 +205,12 @@ class SeparableConv1DConfig:
         """
         if length is None:
             return None
-        if isinstance(length, Tracer) or (hasattr(length, "dtype") and np.ndim(length) > 0):
-            if not jnp.issubdtype(length.dtype, jnp.integer):
-                raise TypeError(f"`length` must hold integers; got an array of dtype {length.dtype}.")
-            return _window.output_length(_window.signed(length), **self.geometry).clip(0)
         if export.is_symbolic_dim(length):
             _symbolic.check_length(length, self.geometry, self.implementation)
             return _window.output_length(length, **self.geometry)
+        if not isinstance(length, str | bool | numbers.Number):
+            lengths = _window.signed(as_integers("length", length))
+            return _window.output_length(lengths, **self.geometry).clip(0)
         length = integer("length", length)
         out = _window.output_length(length, **self.geometry)
         if out <= 0:
@@ -276,6 +278,18 @@ class SeparableConv1DConfig:
             True
         """
         return cls(**_keras_config.from_keras(config))
+
+
+def check_config(config: object, argument: str = "config") -> None:
+    """Refuses what is no config."""
+    if isinstance(config, Tracer):
+        raise TypeError(
+            f"`{argument}` is static, and a jitted function got it as an array. Name it in "
+            f"`jax.jit(..., static_argnames={argument!r})`, or close over it: "
+            f"`jax.jit(lambda params, x: fsc.separable_conv1d(params, x, {argument}))`."
+        )
+    if not isinstance(config, SeparableConv1DConfig):
+        raise TypeError(f"`{argument}` must be a SeparableConv1DConfig; got {shown(config)}.")
 
 
 @functools.cache

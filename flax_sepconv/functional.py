@@ -5,7 +5,6 @@
 Arrays in, arrays out: nothing here knows Flax or optax. Everything is checked before anything is computed.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +15,9 @@ from jax import lax
 from flax_sepconv import _arguments, _ragged, _window
 from flax_sepconv._depthwise import Geometry, definition, depthwise
 from flax_sepconv._dtypes import wide
-from flax_sepconv._messages import shown
 from flax_sepconv._separable import separable
-from flax_sepconv.config import SeparableConv1DConfig, Weight
+from flax_sepconv._validation import as_real, check_input, check_key, check_params, check_width
+from flax_sepconv.config import SeparableConv1DConfig, Weight, check_config
 
 
 def separable_conv1d(
@@ -58,8 +57,9 @@ def separable_conv1d(
         >>> jax.jit(fsc.separable_conv1d, static_argnums=2)(params, x, config).shape
         (8, 100, 64)
     """
-    in_features = check_input(x, config)
-    params = check_params(params, in_features, config)
+    check_config(config)
+    x = check_input(x, config)
+    params = check_params(params, x.shape[config.channel_axis], config)
     check_width("dtype", config.dtype)
     if lengths is not None:
         lengths = _ragged.check_lengths(lengths, x, config)
@@ -108,6 +108,7 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
         {'depthwise_kernel': (3, 12, 1), 'pointwise_kernel': (1, 12, 64), 'bias': (64,)}
     """
     check_config(config)
+    check_key("key", key)
     in_features = _arguments.count("in_features", in_features)
     check_width("param_dtype", config.param_dtype)
     weights = config.weights(in_features)
@@ -157,13 +158,13 @@ def depthwise_conv1d(
         >>> fsc.depthwise_conv1d(x, jnp.ones((2, 1, 1)), padding="causal")[:, 0]
         Array([0., 1., 3., 5., 7.], dtype=float32)
     """
-    if jnp.ndim(kernel) != 3 or 0 in jnp.shape(kernel):
+    kernel = as_real("kernel", kernel)
+    if kernel.ndim != 3 or 0 in kernel.shape:
         raise ValueError(
-            f"`kernel` must be (kernel_size, channels, depth_multiplier), none of them 0; got the shape "
-            f"{jnp.shape(kernel)}."
+            f"`kernel` must be (kernel_size, channels, depth_multiplier), none of them 0; got the shape {kernel.shape}."
         )
     # A config of as many filters as there are outputs: the layer's rules, stated once.
-    size, channels, multiplier = jnp.shape(kernel)
+    size, channels, multiplier = kernel.shape
     config = SeparableConv1DConfig(
         channels * multiplier,
         size,
@@ -175,43 +176,16 @@ def depthwise_conv1d(
         precision=precision,
         implementation=implementation,
     )
-    in_features = check_input(x, config)
+    x = check_input(x, config)
+    in_features = x.shape[config.channel_axis]
     if in_features != channels:
         raise ValueError(
-            f"`kernel` must have as many channels as `x`, {in_features}; got the shape {jnp.shape(kernel)}."
+            f"`kernel` must have as many channels as `x`, {in_features}; got the shape {kernel.shape}."
         )
     dtype = _common_dtype(x, kernel)
     x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
     y = _depthwise(_one_batch_axis(x), kernel, config)
     return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
-
-
-def check_input(x, config: SeparableConv1DConfig) -> int:
-    """Refuses an input that the layer cannot take, and returns the number of its channels."""
-    check_config(config)
-    check_real("x", x)
-    axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
-    if len(x.shape) < 2:
-        raise ValueError(f"`x` must be {axes}; got the shape {x.shape}.")
-    length, channels = x.shape[config.time_axis], x.shape[config.channel_axis]
-    if channels == 0:
-        raise ValueError(f"`x` must be {axes} with at least one channel; got the shape {x.shape}.")
-    config.output_length(length)  # refuses a length that gives no output
-    return channels
-
-
-def check_real(name: str, value) -> None:
-    """Refuses what is no array of real numbers."""
-    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
-        raise TypeError(f"`{name}` must be an array; got {shown(value)}.")
-    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise TypeError(f"`{name}` must hold real numbers; got an array of dtype {value.dtype}.")
-
-
-def check_width(argument: str, dtype) -> None:
-    """Refuses a dtype that JAX would make narrower."""
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"`{argument}` {dtype} needs jax.config.update('jax_enable_x64', True); got it off.")
 
 
 def as_initial(value, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
@@ -222,50 +196,6 @@ def as_initial(value, weight: Weight, config: SeparableConv1DConfig) -> jax.Arra
             f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
         )
     return value.astype(config.param_dtype)
-
-
-def check_config(config) -> None:
-    """Refuses what is no config."""
-    if not isinstance(config, SeparableConv1DConfig):
-        raise TypeError(f"`config` must be a SeparableConv1DConfig; got {shown(config)}.")
-
-
-def check_params(params, in_features: int | None, config: SeparableConv1DConfig) -> Mapping[str, Any]:
-    """Refuses what are not the parameters of the layer, and returns them.
-
-    Where `in_features` is `None`, the depthwise kernel says how many input channels there are.
-    """
-    if not isinstance(params, Mapping):
-        raise TypeError(f"`params` must be a dict of arrays; got {type(params).__name__}.")
-    if in_features is None:
-        shape = jnp.shape(params.get("depthwise_kernel", 0.0))
-        in_features = max(shape[1], 1) if len(shape) == 3 else 1
-    weights = config.weights(in_features)
-    names = [weight.name for weight in weights]
-    for name in params:
-        if name == "bias" and not config.use_bias:
-            raise ValueError("`params` must not have a 'bias' since the config says use_bias=False; got one.")
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            hint = " Pass one layer's own dict, such as `variables['params']`." if name == "params" else hint
-            raise ValueError(
-                f"`params` must have just {', '.join(map(repr, names))}; got {', '.join(map(repr, params))}.{hint}"
-            )
-    for weight in weights:
-        if weight.name not in params:
-            raise ValueError(
-                f"`params` must have {', '.join(map(repr, names))}; got no {weight.name!r}, only "
-                f"{', '.join(map(repr, params)) or 'an empty dict'}."
-            )
-        check_real(f"params[{weight.name!r}]", params[weight.name])
-        shape = jnp.shape(params[weight.name])
-        if shape != weight.shape:
-            raise ValueError(
-                f"`params[{weight.name!r}]` must have the shape {weight.shape} for {in_features} input channels "
-                f"and {config}; got {shape}."
-            )
-    return params
 
 
 def _common_dtype(*arrays):

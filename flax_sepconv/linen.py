@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from flax_sepconv import _arguments
 from flax_sepconv._layer_configs import marked
+from flax_sepconv._validation import check_input, check_width
 from flax_sepconv.config import SeparableConv1DConfig, Weight
-from flax_sepconv.functional import as_initial, check_input, check_width, separable_conv1d
+from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
@@ -93,7 +94,8 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         config = self.config
         check_width("param_dtype", config.param_dtype)
         params = {}
-        for weight in config.weights(check_input(x, config)):
+        x = check_input(x, config)
+        for weight in config.weights(x.shape[config.channel_axis]):
             params[weight.name] = self.param(weight.name, functools.partial(_draw, weight, config))
         if self.decode:
             refuse_lengths(lengths)

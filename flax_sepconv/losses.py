@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from flax_sepconv._tree import Configs, weights_of
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_config, check_real
+from flax_sepconv._validation import as_real
+from flax_sepconv.config import SeparableConv1DConfig, check_config
 
 
 def regularization_loss(params, configs: Configs) -> jax.Array:
@@ -70,7 +70,7 @@ def activity_loss(y, config: SeparableConv1DConfig) -> jax.Array:
         Array(10., dtype=float32)
     """
     check_config(config)
-    check_real("y", y)
+    y = as_real("y", y)
     if len(y.shape) < 2:
         raise ValueError(
             f"`y` must have at least a length and filters, as an output has; got the shape {y.shape}."

@@ -16,8 +16,9 @@ from flax import nnx
 from flax_sepconv import _arguments
 from flax_sepconv._layer_configs import layer_configs as layer_configs
 from flax_sepconv._messages import shown
+from flax_sepconv._validation import check_width
 from flax_sepconv.config import SeparableConv1DConfig, Size
-from flax_sepconv.functional import as_initial, check_width, separable_conv1d
+from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 

@@ -19,8 +19,9 @@ from jax import lax
 from flax_sepconv import _arguments, _window, activations
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_config, check_input, separable_conv1d
+from flax_sepconv._validation import as_array, check_input
+from flax_sepconv.config import SeparableConv1DConfig, check_config
+from flax_sepconv.functional import separable_conv1d
 
 
 def init_stream(
@@ -97,9 +98,10 @@ def stream_step(
         >>> bool(jnp.allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-5))
         True
     """
-    in_features = check_input(x, config)
+    check_config(config)
+    x = jnp.asarray(check_input(x, config))
     check_streamable(config, len(x.shape))
-    x = jnp.asarray(x)
+    in_features = x.shape[config.channel_axis]
     time = config.time_axis
     length = x.shape[time]
     if length % config.strides:
@@ -108,8 +110,7 @@ def stream_step(
             "the next chunk."
         )
     shape = _state_shape(config, x.shape[:-2], in_features)
-    if not (hasattr(state, "dtype") and hasattr(state, "shape")):
-        raise TypeError(f"`state` must be what `init_stream` returns; got {shown(state)}.")
+    state = as_array("state", state)
     if state.shape != shape or state.dtype != x.dtype:
         raise ValueError(
             f"`state` must have the shape {shape} and the dtype {x.dtype} for chunks of the shape {x.shape}; got "

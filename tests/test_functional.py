@@ -249,7 +249,7 @@ def without(name):
         (PARAMS, X[..., :2], CONFIG, ValueError, "the shape (3, 2, 1) for 2 input channels"),
         (PARAMS, X[..., :0], CONFIG, ValueError, "with at least one channel; got the shape (1, 10, 0)"),
         (PARAMS, X[:, :2], CONFIG, ValueError, "length=2 with kernel_size=3, strides=1, dilation_rate=1"),
-        (PARAMS, [[1.0]], CONFIG, TypeError, "`x` must be an array; got [[1.0]]"),
+        (PARAMS, "12", CONFIG, TypeError, "`x` must be an array; got '12'"),
         (
             PARAMS,
             X.astype(complex),
@@ -274,7 +274,7 @@ def without(name):
         ),
         (without("bias") | {"bais": 1}, X, CONFIG, ValueError, "'bais'. Did you mean 'bias'?"),
         ({"params": PARAMS}, X, CONFIG, ValueError, "got 'params'. Pass one layer's own dict"),
-        (PARAMS | {"bias": [0.0] * 4}, X, CONFIG, TypeError, "`params['bias']` must be an array; got [0.0"),
+        (PARAMS | {"bias": "zeros"}, X, CONFIG, TypeError, "`params['bias']` must be an array; got 'zeros'"),
         (
             PARAMS | {"bias": np.zeros(4, complex)},
             X,

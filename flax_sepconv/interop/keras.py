@@ -30,8 +30,8 @@ import jax
 import numpy as np
 
 from flax_sepconv import _keras_config, activations
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_config, check_params
+from flax_sepconv._validation import check_params
+from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _model_config, _model_file
 from flax_sepconv.interop._archive import Source
 from flax_sepconv.interop._arrays import on_device

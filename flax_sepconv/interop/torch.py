@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import _arguments, _window, functional
+from flax_sepconv import _arguments, _validation, _window
 from flax_sepconv._keras_object import integer
-from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.config import SeparableConv1DConfig, check_config
 
 
 def from_state_dict(
@@ -123,7 +123,7 @@ def from_state_dict(
         use_bias=first_bias is not None or second_bias is not None,
         **arguments,
     )
-    functional.check_width("param_dtype", config.param_dtype)
+    _validation.check_width("param_dtype", config.param_dtype)
     params = {
         "depthwise_kernel": first[:, 0].T.reshape(kernel_size, channels // multiplier, multiplier),
         "pointwise_kernel": second.T,
@@ -174,8 +174,8 @@ def to_state_dict(
     """
     if depthwise == pointwise:
         raise ValueError(f"`depthwise` and `pointwise` must be two prefixes; got {depthwise!r} for both.")
-    functional.check_config(config)
-    functional.check_params(params, None, config)
+    check_config(config)
+    _validation.check_params(params, None, config)
     first, second = (np.asarray(params[name]) for name in ("depthwise_kernel", "pointwise_kernel"))
     state = {
         depthwise + "weight": first.reshape(config.kernel_size, 1, -1).T,

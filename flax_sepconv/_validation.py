@@ -1,0 +1,143 @@
+"""Checks of what a function of the layer is called with: arrays, parameters and keys.
+
+Each refuses before anything is computed, with the argument's name, what came and what would do. What may stand in a
+config is checked when the config is made (`_arguments`).
+"""
+
+import contextlib
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from flax_sepconv._arguments import FLOATS
+from flax_sepconv._messages import shown
+
+if TYPE_CHECKING:
+    from flax_sepconv.config import SeparableConv1DConfig
+
+
+def as_array(argument: str, value: Any) -> jax.Array | np.ndarray:
+    """Returns `value` as an array, wherever `jnp.asarray` takes it; arrays of JAX and NumPy come back as they are."""
+    if isinstance(value, jax.Array) or type(value) is np.ndarray:
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"`{argument}` must be an array; got {value}, which has no values. Where only shapes are wanted, call "
+            "the function by `jax.eval_shape`."
+        )
+    try:
+        return jnp.asarray(value)
+    except Exception as error:  # whatever the conversion of another library raises
+        reason = str(error).partition("\n")[0][:100]
+    hint = " Unbox it by `flax.core.meta.unbox`." if hasattr(type(value), "unbox") else ""
+    raise TypeError(f"`{argument}` must be an array; got {shown(value)} ({reason}).{hint}")
+
+
+def as_real(argument: str, value: Any) -> jax.Array | np.ndarray:
+    """Returns `value` as an array of real numbers."""
+    array = as_array(argument, value)
+    if array.dtype in FLOATS or jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    raise TypeError(
+        f"`{argument}` must hold real numbers; got an array of dtype {array.dtype}. Integers, "
+        f"{', '.join(map(str, FLOATS[:-1]))} and {FLOATS[-1]} would do: convert it by `.astype`."
+    )
+
+
+def as_integers(argument: str, value: Any) -> jax.Array | np.ndarray:
+    """Returns `value` as an array of integers, none of which has wrapped."""
+    if isinstance(value, int | list | tuple):
+        with contextlib.suppress(Exception):  # what is no array is refused below
+            value = np.asarray(value)
+    array = as_array(argument, value)
+    if array is not value and not isinstance(array, Tracer):
+        array = np.asarray(value)  # in the dtype that it had before JAX made it narrower
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{argument}` must hold integers; got an array of dtype {array.dtype}.")
+    return array
+
+
+def check_key(argument: str, key: Any) -> None:
+    """Refuses what is not one random key of JAX's, of either kind."""
+    if isinstance(key, jax.Array | np.ndarray):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            batch = key.shape
+        else:
+            try:
+                batch = jax.eval_shape(jax.random.wrap_key_data, key).shape
+            except (ValueError, TypeError):
+                batch = None
+        if batch == ():
+            return
+        if batch is not None:
+            raise ValueError(
+                f"`{argument}` must be one random key; got a batch of the shape {batch}. Call the function by "
+                "`jax.vmap`, once for each key."
+            )
+    raise TypeError(
+        f"`{argument}` must be a random key of JAX's, such as `jax.random.key(0)` or, from an `nnx.Rngs`, "
+        f"`rngs.params()`; got {shown(key)}."
+    )
+
+
+def check_input(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarray:
+    """Returns the input as an array; refuses what the layer cannot take."""
+    x = as_real("x", x)
+    axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
+    if len(x.shape) < 2:
+        raise ValueError(f"`x` must be {axes}; got the shape {x.shape}.")
+    length, channels = x.shape[config.time_axis], x.shape[config.channel_axis]
+    if channels == 0:
+        raise ValueError(f"`x` must be {axes} with at least one channel; got the shape {x.shape}.")
+    config.output_length(length)  # refuses a length that gives no output
+    return x
+
+
+def check_width(argument: str, dtype: Any) -> None:
+    """Refuses a dtype that JAX would make narrower."""
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"`{argument}` {dtype} needs jax.config.update('jax_enable_x64', True); got it off.")
+
+
+def check_params(
+    params: Any, in_features: int | None, config: "SeparableConv1DConfig"
+) -> dict[str, jax.Array | np.ndarray]:
+    """Returns the parameters of the layer as arrays; refuses what are not its parameters.
+
+    Where `in_features` is `None`, the depthwise kernel says how many input channels there are.
+    """
+    if not isinstance(params, Mapping):
+        raise TypeError(f"`params` must be a dict of arrays; got {type(params).__name__}.")
+    names = [weight.name for weight in config.weights(in_features=1)]
+    for name in params:
+        if name == "bias" and not config.use_bias:
+            raise ValueError("`params` must not have a 'bias' since the config says use_bias=False; got one.")
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = " Pass one layer's own dict, such as `variables['params']`." if name == "params" else hint
+            raise ValueError(
+                f"`params` must have just {', '.join(map(repr, names))}; got {', '.join(map(repr, params))}.{hint}"
+            )
+    for name in names:
+        if name not in params:
+            raise ValueError(
+                f"`params` must have {', '.join(map(repr, names))}; got no {name!r}, only "
+                f"{', '.join(map(repr, params)) or 'an empty dict'}."
+            )
+    arrays = {name: as_real(f"params[{name!r}]", params[name]) for name in names}
+    shape = arrays["depthwise_kernel"].shape
+    in_features = in_features or (shape[1] if len(shape) == 3 else 1)
+    for weight in config.weights(max(in_features, 1)):
+        shape = arrays[weight.name].shape
+        if shape != weight.shape:
+            raise ValueError(
+                f"`params[{weight.name!r}]` must have the shape {weight.shape} for {in_features} input channels "
+                f"and {config}; got {shape}."
+            )
+    return arrays
