@@ -21,8 +21,8 @@ import numpy as np
 from flax_sepconv import _keras_config, activations
 from flax_sepconv._arguments import FLOATS
 from flax_sepconv._messages import shown
-from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.functional import check_config, check_params
+from flax_sepconv._validation import check_params
+from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _archive, _model_config
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._atomic import replacing
