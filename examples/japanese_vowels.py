@@ -9,7 +9,7 @@ utterance is 7 to 29 frames of 12 cepstral coefficients. What the program shows 
 
 * layers with regularizers and constraints, and `layer_configs`, which finds them in a model;
 * a loss: the cross-entropy plus `regularization_loss` of the parameters;
-* an optimizer: an optax chain that ends in `constrain`. `--unconstrained` leaves it out: compare the final tables;
+* an optimizer of optax, `constrained`. `--unconstrained` leaves that out: compare the final tables;
 * `lengths`: sequences of many lengths in one array, where padding never reaches a result.
 
 A run that was stopped, even by `kill -9`, goes on from its last checkpoint when the same command is given again. It
@@ -111,8 +111,8 @@ def training(options: argparse.Namespace, size: int) -> tuple[Callable[..., Stat
     steps = size // BATCH
     total = steps * options.epochs
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, max(total // 20, 1), total)
-    constrain = optax.identity() if options.unconstrained else fsc.constrain(CONFIGS)
-    optimizer = optax.chain(optax.adam(schedule), constrain)
+    adam = optax.adam(schedule)
+    optimizer = adam if options.unconstrained else fsc.constrained(adam, CONFIGS)
     init_key, epochs_key = jax.random.split(jax.random.key(options.seed))
 
     @jax.jit

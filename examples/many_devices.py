@@ -57,7 +57,7 @@ CONFIGS = {
     ),
     "out": fsc.SeparableConv1DConfig(1, 7, padding="same", depthwise_constraint=fsc.constraints.MaxNorm(1.0)),
 }
-OPTIMIZER = optax.chain(optax.adam(3e-3), fsc.constrain(CONFIGS))
+OPTIMIZER = fsc.constrained(optax.adam(3e-3), CONFIGS)
 RESTARTS = 5
 
 

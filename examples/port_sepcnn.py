@@ -194,7 +194,7 @@ def train_in_jax(options: argparse.Namespace) -> None:
     report("as loaded", predict(params), data["test_labels"])
     agree("Keras's", predict(params), data["predictions"])
 
-    optimizer = optax.chain(optax.adam(LEARNING_RATE), fsc.constrain(configs))
+    optimizer = fsc.constrained(optax.adam(LEARNING_RATE), configs)
 
     def loss(params, tokens, labels, key):
         logits: Any = model.apply({"params": frozen | params}, tokens, train=True, rngs={"dropout": key})

@@ -6,7 +6,7 @@ Config, then parameters, then function, then loss terms, then optax transforms:
     params = fsc.init_params(key, in_features, config)
     y = fsc.separable_conv1d(params, x, config)
     loss = data_loss + fsc.regularization_loss(params, config) + fsc.activity_loss(y, config)
-    optimizer = optax.chain(optax.adam(1e-3), fsc.constrain(config), fsc.freeze(config))
+    optimizer = fsc.constrained(optax.adam(1e-3), config)
 
 In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` that of `flax.nnx`, and
 `fsc.layer_configs(model, x)` stands for `config`. `lengths=` is for batches of sequences of many lengths,
@@ -22,7 +22,7 @@ from flax_sepconv.functional import depthwise_conv1d, init_params, separable_con
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D
 from flax_sepconv.losses import activity_loss, regularization_loss
 from flax_sepconv.streaming import init_stream, stream_step
-from flax_sepconv.transforms import constrain, freeze
+from flax_sepconv.transforms import constrain, constrained, freeze
 
 if TYPE_CHECKING:
     from flax_sepconv import nnx
@@ -36,6 +36,7 @@ __all__ = [
     "activations",
     "activity_loss",
     "constrain",
+    "constrained",
     "constraints",
     "depthwise_conv1d",
     "freeze",

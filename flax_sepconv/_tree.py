@@ -5,11 +5,12 @@ Both come down to the same: for every leaf of the tree, whose weight it is, if a
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig, Weight
@@ -30,83 +31,200 @@ class StackedConfig(SeparableConv1DConfig):
     stack_axes: tuple[int, ...] = ()
 
 
+Path: TypeAlias = tuple[str, ...]
+Shape: TypeAlias = tuple[int, ...]
+
+
 class Place(NamedTuple):
     """Whose weight a leaf is."""
 
     config: SeparableConv1DConfig
     weight: Weight
+    layer: Path
+
+    @property
+    def path(self) -> str:
+        """Where the weight is, for messages."""
+        return "/".join((*self.layer, self.weight.name))
+
+    @property
+    def stack_axes(self) -> tuple[int, ...]:
+        """The axes that transforms added, the innermost transform's first."""
+        return getattr(self.config, "stack_axes", ())
 
     def __call__(self, function: Callable, leaf, reduces: bool = False):
         """Applies `function` of one layer's weight to each layer of a stack by itself."""
-        for axis in getattr(self.config, "stack_axes", ()):
+        for axis in self.stack_axes:
             function = jax.vmap(function, in_axes=axis, out_axes=0 if reduces else axis)
         return function(leaf)
 
 
-def weights_of(tree, configs: Configs, hole: type | tuple = ()) -> list[tuple[Any, Place | None]]:
-    """Every leaf of `tree`, in JAX's order, with its place in a layer of `configs` if it has one.
-
-    Args:
-        tree: parameters, or anything of their structure.
-        configs: which layers to look for.
-        hole: a type that stands in `tree` where something was left out on purpose.
+def places_of(configs: Configs) -> dict[Path, Place]:
+    """Every weight of the layers of `configs`, by its path.
 
     Raises:
-        ValueError: a weight of `configs` is not in the tree, nor left out, or has another rank.
         TypeError: `configs` is neither a config nor a mapping of them.
     """
-    places = _places(configs)
-    found, holes = [], []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, hole)):
-        names = _names(path)
-        if isinstance(leaf, hole):
-            holes.append(names)
-            continue
-        place = places.pop(names, None)
-        if place is not None:
-            _check_rank(names, leaf, place)
-        found.append((leaf, place))
-    for names, place in places.items():
-        if not any(names[: len(start)] == start for start in holes):
-            raise ValueError(
-                f"`params` must hold {'/'.join(names)!r} for {place.config}; got none there. Pass one layer's own "
-                "dict with its config, or a model's whole tree (Linen's `variables['params']`, or "
-                "`nnx.state(model, nnx.Param)`) with the `layer_configs` of that model."
-            )
-    return found
-
-
-def _places(configs: Configs) -> dict[tuple[str, ...], Place]:
     if isinstance(configs, SeparableConv1DConfig):
         configs = {"": configs}
     if not isinstance(configs, Mapping):
         raise TypeError(
-            f"`configs` must be a SeparableConv1DConfig or a mapping of them; got {shown(configs)}."
+            f"`configs` must be a SeparableConv1DConfig or a mapping of them, as `layer_configs` returns; got "
+            f"{shown(configs)}."
         )
-    places = {}
+    found = {}
     for path, config in configs.items():
         if not isinstance(path, str) or not isinstance(config, SeparableConv1DConfig):
             raise TypeError(
                 f"`configs` must map paths like 'block/conv' to SeparableConv1DConfigs; got {path!r}: {shown(config)}."
             )
-        layer = tuple(path.split("/")) if path else ()
+        layer = _steps(path)
         # Names and ranks do not depend on the number of input channels.
-        places |= {(*layer, weight.name): Place(config, weight) for weight in config.weights(in_features=1)}
-    return places
+        found |= {
+            (*layer, weight.name): Place(config, weight, layer) for weight in config.weights(in_features=1)
+        }
+    return found
 
 
-def _names(path) -> tuple[str, ...]:
+def leaves_of(tree, argument: str = "params", hole: type | tuple = ()) -> tuple[dict[Path, Any], list[Path]]:
+    """Every leaf of `tree` by its path, in JAX's order, and the paths of what was left out on purpose.
+
+    A key may join several steps by `/`, or be a tuple of them: nested and flat trees have the same paths.
+
+    Args:
+        tree: parameters, or anything of their structure.
+        argument: what messages call it.
+        hole: a type that stands in `tree` where something was left out.
+
+    Raises:
+        ValueError: two leaves have one path.
+    """
+    leaves, holes = {}, []
+    for steps, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, hole)):
+        path = _path(steps)
+        if isinstance(leaf, hole):
+            holes.append(path)
+        elif path in leaves:
+            raise ValueError(
+                f"`{argument}` must hold {'/'.join(path)!r} once; got it nested and under a joined key. Use one form."
+            )
+        else:
+            leaves[path] = leaf
+    return leaves, holes
+
+
+def weights_of(
+    tree, places: Mapping[Path, Place], argument: str = "params", hole: type | tuple = ()
+) -> dict[Path, Any]:
+    """Every leaf of `tree` by its path, in JAX's order, once the weights of `places` were found in it.
+
+    Args:
+        tree: parameters, or anything of their structure.
+        places: which weights to look for.
+        argument: what messages call the tree.
+        hole: a type that stands in `tree` where something was left out on purpose.
+
+    Raises:
+        ValueError: a weight is not in the tree, nor left out, or has another shape.
+    """
+    leaves, holes = leaves_of(tree, argument, hole)
+    layers: dict[Path, list[tuple[Place, Shape]]] = {}
+    for path, place in places.items():
+        if path in leaves:
+            layers.setdefault(place.layer, []).append((place, _shape(leaves[path])))
+        elif not _within(holes, path):
+            raise ValueError(
+                f"`{argument}` must hold {place.path!r} for {place.config}; got none there. Pass one layer's own "
+                "dict with its config, or a model's whole tree (Linen's `variables['params']`, or "
+                "`nnx.state(model, nnx.Param)`) with the `layer_configs` of that model."
+            )
+    for weights in layers.values():
+        _check_layer(argument, weights)
+    return leaves
+
+
+def updates_of(
+    updates, params: Mapping[Path, Any], hole: type | tuple = (), batched: bool = False
+) -> dict[Path, Any]:
+    """Every leaf of `updates` by its path, in JAX's order, once they were found to be those of `params`.
+
+    Args:
+        updates: what is to be added to parameters, or their gradients.
+        params: the parameters by their paths.
+        hole: as in `leaves_of`.
+        batched: whether gradients of many examples will do, which have more axes in front.
+
+    Raises:
+        ValueError: other paths, or other shapes.
+    """
+    leaves, holes = leaves_of(updates, "updates", hole)
+    advice = "Pass the gradients with respect to these parameters."
+    for path in [*leaves, *params]:
+        if path not in params or not (path in leaves or _within(holes, path)):
+            lacking, having = ("updates", "params") if path in params else ("params", "updates")
+            raise ValueError(
+                f"`updates` must have the structure of `params`; got {'/'.join(path)!r} in `{having}` and none in "
+                f"`{lacking}`. {advice}"
+            )
+    for path, leaf in leaves.items():
+        wanted, got = _shape(params[path]), _shape(leaf)
+        if (got[max(len(got) - len(wanted), 0) :] if batched else got) != wanted:
+            raise ValueError(
+                f"`updates` must hold {'/'.join(path)!r} of the shape {wanted}, as `params` do; got {got}. {advice}"
+            )
+    return leaves
+
+
+def _steps(key: str) -> Path:
+    return tuple(key.split("/")) if key else ()
+
+
+def _path(steps) -> Path:
     """A leaf's path as strings, less the last step into a box that Flax keeps metadata in."""
-    names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value"
-    return tuple(names[:-1] if boxed else names)
+    keys = [getattr(step, "key", getattr(step, "name", getattr(step, "idx", step))) for step in steps]
+    if steps and isinstance(steps[-1], jax.tree_util.GetAttrKey) and keys[-1] == "value":
+        keys.pop()
+    parts = itertools.chain.from_iterable(key if isinstance(key, tuple) else (key,) for key in keys)
+    return tuple(itertools.chain.from_iterable(_steps(str(part)) for part in parts))
 
 
-def _check_rank(names, leaf, place: Place) -> None:
-    stack_axes = getattr(place.config, "stack_axes", ())
-    if jnp.ndim(leaf) != len(place.weight.shape) + len(stack_axes):
-        raise ValueError(
-            f"`params` must hold {'/'.join(names)!r} with {len(place.weight.shape)} axes, and one more for each of "
-            f"stack_axes={stack_axes}; got the shape {jnp.shape(leaf)}. For layers stacked by nn.scan, nn.vmap or "
-            "nnx.vmap take the configs from `layer_configs`; for an ensemble, `jax.vmap` the call."
-        )
+def _within(holes: list[Path], path: Path) -> bool:
+    return any(path[: len(hole)] == hole for hole in holes)
+
+
+def _shape(leaf) -> Shape:
+    return tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf)
+
+
+def _check_layer(argument: str, weights: list[tuple[Place, Shape]]) -> None:
+    """Refuses weights, all that there are of one layer, which do not fit its config or one another."""
+    for place, shape in weights:
+        if len(shape) != len(place.weight.shape) + len(place.stack_axes):
+            raise ValueError(
+                f"`{argument}` must hold {place.path!r} with {len(place.weight.shape)} axes, and one more for each of "
+                f"stack_axes={place.stack_axes}; got the shape {shape}. For layers stacked by nn.scan, nn.vmap or "
+                "nnx.vmap take the configs from `layer_configs`; for an ensemble, `jax.vmap` the call."
+            )
+    config = weights[0][0].config
+    single = {place.weight.name: _unstacked(shape, place.stack_axes) for place, shape in weights}
+    channels = {name: shape[1] for name, (shape, _) in single.items() if len(shape) == 3}
+    in_features = (
+        channels.get("depthwise_kernel") or channels.get("pointwise_kernel", 1) // config.depth_multiplier
+    )
+    wanted = {weight.name: weight.shape for weight in config.weights(in_features or 1)}
+    (_, stack), *_ = single.values()
+    for place, shape in weights:
+        name = place.weight.name
+        if single[name] != (wanted[name], stack):
+            many = f", {stack} times along stack_axes={place.stack_axes}" if stack else ""
+            raise ValueError(
+                f"`{argument}` must hold {place.path!r} of the shape {wanted[name]}{many}, for {config}; got {shape}. "
+                "Pass the parameters of that layer."
+            )
+
+
+def _unstacked(shape: Shape, axes: tuple[int, ...]) -> tuple[Shape, tuple[int, ...]]:
+    """One layer's shape, and how many layers there are along each axis, for the shape of stacked weights."""
+    left = list(shape)
+    sizes = [left.pop(axis) for axis in reversed(axes)]
+    return tuple(left), tuple(sizes)

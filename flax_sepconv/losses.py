@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_sepconv._tree import Configs, weights_of
+from flax_sepconv._tree import Configs, places_of, weights_of
 from flax_sepconv._validation import as_real
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 
@@ -41,9 +41,11 @@ def regularization_loss(params, configs: Configs) -> jax.Array:
         Array(0.03, dtype=float32)
     """
     total = jnp.zeros((), jnp.float32)
-    for leaf, place in weights_of(params, configs):
-        if place is not None and place.config.trainable and place.weight.regularizer is not None:
-            total += jnp.sum(place(place.weight.regularizer, leaf, reduces=True))
+    places = places_of(configs)
+    leaves = weights_of(params, places)
+    for path, place in places.items():
+        if place.config.trainable and place.weight.regularizer is not None:
+            total += jnp.sum(place(place.weight.regularizer, leaves[path], reduces=True))
     return total
 
 

@@ -1,16 +1,23 @@
 """Constraints and freezing as optax transforms: the last links of a chain.
 
+    optimizer = fsc.constrained(optax.adamw(1e-3), configs)
+
+which is
+
     optimizer = optax.chain(optax.adamw(1e-3), fsc.constrain(configs), fsc.freeze(configs))
 
 Keras projects a weight after the optimizer has changed it. optax adds updates to parameters, so the update is
 replaced by the one that leads to the projection of where the optimizer would have gone.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from flax_sepconv._tree import Configs, Place, weights_of
+from flax_sepconv._messages import shown
+from flax_sepconv._tree import Configs, Path, Place, leaves_of, places_of, updates_of, weights_of
 
 
 def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
@@ -44,21 +51,19 @@ def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
         Array([[[0., 0.]]], dtype=float32)
     """
 
+    places = places_of(configs)
+
     def init(params):
-        weights_of(params, configs, hole=optax.MaskedNode)
+        _check_params(params, places)
         return optax.EmptyState()
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        if params is None:
-            raise ValueError(
-                "`constrain` needs `params`: call optimizer.update(grads, state, params); got None."
-            )
+        _require(params)
+        weights = weights_of(params, places, hole=optax.MaskedNode)
         leaves = [
-            u if place is None else _constrained(u, p, place)
-            for (p, place), u in zip(
-                weights_of(params, configs, hole=optax.MaskedNode), jax.tree.leaves(updates), strict=True
-            )
+            _constrained(leaf, weights[path], places[path]) if path in places else leaf
+            for path, leaf in updates_of(updates, weights, hole=optax.MaskedNode).items()
         ]
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
@@ -91,12 +96,92 @@ def freeze(configs: Configs) -> optax.GradientTransformationExtraArgs:
         Array(0., dtype=float32)
     """
 
+    places = places_of(configs)
+
     def frozen(tree):
-        places = [place for _, place in weights_of(tree, configs, hole=optax.MaskedNode)]
-        mask = [place is not None and not place.config.trainable for place in places]
+        paths, _ = leaves_of(tree, hole=optax.MaskedNode)
+        mask = [path in places and not places[path].config.trainable for path in paths]
         return jax.tree.unflatten(jax.tree.structure(tree), mask)
 
-    return optax.with_extra_args_support(optax.masked(optax.set_to_zero(), frozen))
+    zeros = optax.masked(optax.set_to_zero(), frozen)
+
+    def init(params):
+        _check_params(params, places)
+        return zeros.init(params)
+
+    def update(updates, state, params=None, **extra_args):
+        if params is None:
+            weights_of(updates, places, "updates", hole=optax.MaskedNode)
+        else:
+            updates_of(updates, weights_of(params, places, hole=optax.MaskedNode), hole=optax.MaskedNode)
+        return zeros.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def constrained(
+    optimizer: optax.GradientTransformation, configs: Configs
+) -> optax.GradientTransformationExtraArgs:
+    """Adds the constraints and the freezing of layers to an optimizer, in the order that they need.
+
+    It is `optax.chain(optimizer, constrain(configs), freeze(configs))`: weights are projected after everything that
+    changes updates, as Keras does, and nothing moves the weights of layers with `trainable=False`. Whatever else
+    changes updates, such as weight decay or clipping, belongs into `optimizer`.
+
+    Args:
+        optimizer: any optax transform. An `optax.MultiSteps` is projected at every batch, as Keras does;
+            `optax.MultiSteps(constrained(...), k)` at full steps only.
+        configs: one config, when the parameters are that layer's own dict, or the mapping that `layer_configs`
+            returns, when they are the model's tree.
+
+    Returns:
+        A transform whose `update` needs `params`; the state of `optimizer` is the first entry of its state.
+
+    Raises:
+        ValueError: on `init` or `update`, whatever `constrain` refuses.
+        TypeError: `optimizer` is no optax transform, or `configs` neither a config nor a mapping of them.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import flax_sepconv as fsc
+        >>> config = fsc.SeparableConv1DConfig(2, 3, pointwise_constraint=fsc.constraints.UnitNorm(axis=1))
+        >>> params = fsc.init_params(jax.random.key(0), 4, config)
+        >>> optimizer = fsc.constrained(optax.adamw(1e-3), config)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> jnp.linalg.norm(optax.apply_updates(params, updates)["pointwise_kernel"], axis=1).round(3)
+        Array([[1., 1.]], dtype=float32)
+    """
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "`optimizer` must be an optax transform such as `optax.adam(1e-3)`; `nnx.Optimizer` and `TrainState` take "
+            f"what this returns. Got {shown(optimizer)}."
+        )
+    places = places_of(configs)
+    chain = optax.chain(optimizer, constrain(configs), freeze(configs))
+
+    def update(updates, state, params=None, **extra_args):
+        # What the optimizer would say of other updates names nothing.
+        _require(params)
+        weights = weights_of(params, places, hole=optax.MaskedNode)
+        updates_of(updates, weights, hole=optax.MaskedNode, batched=True)
+        return chain.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def _require(params) -> None:
+    if params is None:
+        raise ValueError("`constrain` needs `params`: call optimizer.update(grads, state, params); got None.")
+
+
+def _check_params(params, places: Mapping[Path, Place]) -> None:
+    # `optax.tree_map_params` gives `init` this instead of parameters, to find what in a state is like them.
+    if type(params).__name__ != "_ParamsPlaceholder":
+        weights_of(params, places, hole=optax.MaskedNode)
 
 
 def _constrained(update, param, place: Place):

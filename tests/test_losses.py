@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import flax_sepconv as fsc
+from flax_sepconv._tree import StackedConfig
+
+from . import reference
 
 CONFIG = fsc.SeparableConv1DConfig(
     2, 3, depthwise_regularizer=fsc.regularizers.L1(0.5), bias_regularizer="l2", activity_regularizer="l1"
@@ -87,9 +92,43 @@ def test_the_gradient_is_the_regularizers():
 def test_refusals():
     with pytest.raises(ValueError, match=r"`params` must hold 'conv/depthwise_kernel' .* got none there"):
         fsc.regularization_loss(PARAMS, {"conv": CONFIG})
-    with pytest.raises(ValueError, match=r"'bias' with 1 axes, .* got the shape \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"'depthwise_kernel' with 3 axes, .* got the shape \(5, 3, 1, 1\)"):
         fsc.regularization_loss(jax.tree.map(lambda a: jnp.stack([a] * 5), PARAMS), CONFIG)
-    with pytest.raises(TypeError, match="`configs` must be a SeparableConv1DConfig or a mapping"):
-        fsc.regularization_loss(PARAMS, [CONFIG])
     with pytest.raises(TypeError, match="`configs` must map paths like 'block/conv'"):
         fsc.regularization_loss(PARAMS, {("a", "conv"): CONFIG})
+
+
+@settings(max_examples=60)
+@given(reference.layers(depthwise_regularizer="l2"), st.data())
+def test_parameters_of_another_layer_are_refused(layer, data):
+    config, params, _ = layer
+    fsc.regularization_loss(params, config)
+    name = data.draw(st.sampled_from(sorted(params)))
+    axis = data.draw(st.integers(0, params[name].ndim - 1))
+    alone = config.filters == config.depth_multiplier == 1 and len(params) == 1
+    other = params | {name: np.repeat(params[name], 2, axis)}
+    if not alone:
+        with pytest.raises(
+            ValueError, match=r"`params` must hold '\w+' of the shape .* for SeparableConv1DConfig"
+        ):
+            fsc.regularization_loss(other, config)
+        with pytest.raises(ValueError, match="`params` must hold"):
+            fsc.constrain({"a/conv": config}).init({"a": {"conv": other}})
+        with pytest.raises(ValueError, match="`params` must hold"):
+            fsc.freeze(config).init(other)
+
+
+@pytest.mark.parametrize("axes", [(0,), (-1,), (1, 0), (0, -2)])
+def test_parameters_of_another_stack_are_refused(axes):
+    stacked = dict(PARAMS)
+    for size, axis in zip((2, 5), axes, strict=False):
+        stacked = {name: jnp.stack([value] * size, axis) for name, value in stacked.items()}
+    config = StackedConfig(2, 3, depthwise_regularizer=CONFIG.depthwise_regularizer, stack_axes=axes)
+    layers = 2 if len(axes) == 1 else 10
+    np.testing.assert_allclose(fsc.regularization_loss(stacked, config), layers * 3.0)
+    for name, value in stacked.items():
+        for axis in range(value.ndim):
+            with pytest.raises(
+                ValueError, match=r"`params` must hold '\w+' of the shape .* along stack_axes"
+            ):
+                fsc.regularization_loss(stacked | {name: jnp.repeat(value, 2, axis)}, config)

@@ -1,5 +1,6 @@
 """After an update the weights are the projection of where the optimizer would have gone, in any chain."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from flax.training.train_state import TrainState
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ def test_the_result_is_the_projection_of_the_step(seed, rate, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {dtype}
 
 
-def run(optimizer, steps=4, params=PARAMS):
+def run(optimizer, steps=4, params=PARAMS, grads=None):
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -71,7 +73,7 @@ def run(optimizer, steps=4, params=PARAMS):
 
     params = jax.tree.map(jnp.copy, params)
     for seed in range(steps):
-        params, state = step(params, state, gradients(seed))
+        params, state = step(params, state, gradients(seed) if grads is None else grads)
     return params
 
 
@@ -90,16 +92,32 @@ EXPECTED = run(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)))
         optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG), fsc.freeze(CONFIG)),
         optax.named_chain(("sgd", optax.sgd(0.3)), ("constrain", fsc.constrain(CONFIG))),
         optax.chain(optax.sgd(0.3), fsc.constrain({"": CONFIG})),
+        fsc.constrained(optax.sgd(0.3), CONFIG),
+        fsc.constrained(optax.chain(optax.clip(1e3), optax.sgd(0.3)), CONFIG),
+        fsc.constrained(optax.inject_hyperparams(optax.sgd)(0.3), CONFIG),
+        optax.inject_hyperparams(lambda rate: fsc.constrained(optax.sgd(rate), CONFIG))(rate=0.3),
+        optax.partition({"all": fsc.constrained(optax.sgd(0.3), CONFIG)}, dict.fromkeys(PARAMS, "all")),
+        optax.MultiSteps(fsc.constrained(optax.sgd(0.3), CONFIG), 1),
+        fsc.constrained(optax.MultiSteps(optax.sgd(0.3), 1), CONFIG),
     ],
 )
 def test_inside_other_transforms(optimizer):
     assert_trees_close(run(optimizer), EXPECTED)
 
 
-def test_multi_steps_project_at_each_full_step():
-    optimizer = optax.MultiSteps(optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG)), 2)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.MultiSteps(fsc.constrained(optax.sgd(0.3), CONFIG), 2),
+        fsc.constrained(optax.MultiSteps(optax.sgd(0.3), 2), CONFIG),
+    ],
+)
+def test_multi_steps_project_at_each_full_step(optimizer):
     grads = [jax.tree.map(lambda *g: sum(g) / 2, gradients(i), gradients(i + 1)) for i in (0, 2)]
-    expected = PARAMS
+    after = isinstance(
+        optimizer, optax.GradientTransformation
+    )  # then PARAMS are projected at the first batch
+    expected = project(PARAMS) if after else PARAMS
     for g in grads:
         expected = project(jax.tree.map(lambda p, g: p - 0.3 * g, expected, g))
     assert_trees_close(run(optimizer), expected)
@@ -127,7 +145,7 @@ def test_apply_if_finite_keeps_the_weights_at_a_nan():
 
 
 def test_train_state():
-    tx = optax.chain(optax.sgd(0.3), fsc.constrain(CONFIG))
+    tx = fsc.constrained(optax.sgd(0.3), CONFIG)
     state = TrainState.create(apply_fn=fsc.separable_conv1d, params=PARAMS, tx=tx)
     for seed in range(4):
         state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, gradients(seed))
@@ -146,7 +164,7 @@ def test_freeze_stops_weight_decay_and_momentum():
     frozen = fsc.SeparableConv1DConfig(4, 3, trainable=False, bias_constraint="non_neg")
     model = {"frozen": {**PARAMS, "bias": -jnp.ones(4)}, "free": PARAMS}
     configs = {"frozen": frozen, "free": CONFIG}
-    optimizer = optax.chain(optax.adamw(0.1, weight_decay=0.5), fsc.constrain(configs), fsc.freeze(configs))
+    optimizer = fsc.constrained(optax.adamw(0.1, weight_decay=0.5), configs)
     state, params = optimizer.init(model), model
     for seed in range(3):
         grads = {name: gradients(seed) for name in model}
@@ -164,6 +182,114 @@ def test_a_negative_zero_and_untouched_entries_keep_their_bits():
     updates, _ = fsc.constrain(config).update(jax.tree.map(jnp.negative, grads), optax.EmptyState(), params)
     got = optax.apply_updates(params, updates)
     np.testing.assert_array_equal(got["bias"], jnp.maximum(step["bias"], 0))
+
+
+NESTED = {"a": {"conv": PARAMS}, "b": PARAMS, "dense": {"bias": jnp.ones(2)}}
+IN_NESTED = {"a/conv": CONFIG, "b": fsc.SeparableConv1DConfig(4, 3, trainable=False, bias_regularizer="l2")}
+FORMS = {
+    "nested": lambda tree: tree,
+    "by layer": lambda tree: {"a/conv": tree["a"]["conv"], "b": tree["b"], "dense": tree["dense"]},
+    "joined": lambda tree: traverse_util.flatten_dict(tree, sep="/"),
+    "tuples": traverse_util.flatten_dict,
+    "in part": lambda tree: tree | {"a": {f"conv/{k}": v for k, v in tree["a"]["conv"].items()}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_model_is_nested_or_flat(form):
+    model, grads = form(NESTED), form(jax.tree.map(jnp.ones_like, NESTED))
+    got = run(fsc.constrained(optax.sgd(0.3), IN_NESTED), params=model, grads=grads)
+    want = run(fsc.constrained(optax.sgd(0.3), CONFIG), grads=jax.tree.map(jnp.ones_like, PARAMS))
+    free = jax.tree.map(lambda leaf: leaf - 4 * 0.3, NESTED["dense"])
+    assert_trees_close(got, form({"a": {"conv": want}, "b": PARAMS, "dense": free}))
+    configs = {path: dataclasses.replace(config, trainable=True) for path, config in IN_NESTED.items()}
+    np.testing.assert_array_equal(
+        fsc.regularization_loss(model, configs), fsc.regularization_loss(NESTED, configs)
+    )
+
+
+def test_a_weight_stands_in_one_place():
+    for transform in (fsc.constrain(IN_NESTED), fsc.freeze(IN_NESTED)):
+        with pytest.raises(
+            ValueError, match="`params` must hold 'a/conv/bias' once; got it nested and under"
+        ):
+            transform.init(NESTED | {"a/conv": {"bias": PARAMS["bias"]}})
+
+
+def test_the_state_of_an_optimizer_can_be_mapped():
+    optimizer = fsc.constrained(optax.adam(0.1), CONFIG)
+    state = optimizer.init(PARAMS)
+    shapes = optax.tree_map_params(optimizer, jnp.shape, state, transform_non_params=lambda _: None)
+    assert shapes[0][0].mu == jax.tree.map(jnp.shape, PARAMS)
+
+
+def test_gradients_of_many_examples_may_be_aggregated():
+    each = jax.tree.map(lambda leaf: jnp.ones((5, *leaf.shape)), PARAMS)
+    mean = optax.stateless(lambda updates, _: jax.tree.map(lambda leaf: leaf.mean(0), updates))
+    optimizer = fsc.constrained(optax.chain(mean, optax.sgd(0.3)), CONFIG)
+    updates, _ = optimizer.update(each, optimizer.init(PARAMS), PARAMS)
+    got = optax.apply_updates(PARAMS, updates)
+    assert_trees_close(got, project(got))
+
+
+TRANSFORMS = {
+    "constrain": fsc.constrain,
+    "freeze": fsc.freeze,
+    "constrained": functools.partial(fsc.constrained, optax.sgd(0.3)),
+}
+
+
+@pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        (None, "got None"),
+        ("x", "got 'x'"),
+        ([CONFIG], r"got \[SeparableConv1DConfig"),
+        (3, "got 3"),
+        (PARAMS, "map paths like 'block/conv' to .*; got 'depthwise_kernel': an array"),
+        ({"conv": (CONFIG, PARAMS)}, r"map paths .*; got 'conv': \(SeparableConv1DConfig"),
+        ({("a", "conv"): CONFIG}, r"map paths .*; got \('a', 'conv'\): "),
+    ],
+    ids=["None", "text", "list", "number", "parameters", "loaded", "tuples"],
+)
+def test_what_are_no_configs_is_refused_at_once(make, configs, message):
+    for function in (make, functools.partial(fsc.regularization_loss, PARAMS)):
+        with pytest.raises(TypeError, match=f"`configs` must .*{message}"):
+            function(configs)
+
+
+@pytest.mark.parametrize("optimizer", [None, 1e-3, "adam", optax.adam, CONFIG, {"": CONFIG}])
+def test_what_is_no_optimizer_is_refused_at_once(optimizer):
+    with pytest.raises(
+        TypeError, match=r"`optimizer` must be an optax transform such as `optax.adam\(1e-3\)`"
+    ):
+        fsc.constrained(optimizer, CONFIG)
+
+
+@pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("name", PARAMS)
+def test_updates_that_are_not_those_of_the_parameters_are_refused(make, name):
+    transform = make(CONFIG)
+    state, grads = transform.init(PARAMS), gradients()
+    for axis in range(grads[name].ndim):
+        with pytest.raises(ValueError, match=f"`updates` must hold '{name}' of the shape"):
+            transform.update(grads | {name: jnp.repeat(grads[name], 2, axis)}, state, PARAMS)
+    for other in ({k: v for k, v in grads.items() if k != name}, grads | {name: None}):
+        with pytest.raises(ValueError, match=f"`updates` must h.*'{name}'"):
+            transform.update(other, state, PARAMS)
+    with pytest.raises(
+        ValueError, match="`updates` must have the structure .* got 'scale' in `updates` and none"
+    ):
+        transform.update(grads | {"scale": jnp.ones(1)}, state, PARAMS)
+
+
+def test_freezing_needs_no_parameters_but_those_of_the_layers():
+    transform = fsc.freeze(CONFIG)
+    state, grads = transform.init(PARAMS), gradients()
+    assert_trees_close(transform.update(grads, state)[0], grads, 0)
+    with pytest.raises(ValueError, match=r"`updates` must hold 'bias' of the shape \(4,\)"):
+        transform.update(grads | {"bias": jnp.ones(5)}, state)
 
 
 def test_refusals():
