@@ -64,7 +64,7 @@ def test_activity_of_an_empty_batch_is_zero():
             TypeError,
             "`config` must be a SeparableConv1DConfig; got {'conv'",
         ),
-        ([1.0], CONFIG, TypeError, "`y` must be an array"),
+        ("abc", CONFIG, TypeError, "`y` must be an array"),
         (jnp.ones(2), CONFIG, ValueError, "`y` must have at least a length and filters"),
     ],
 )

@@ -279,7 +279,7 @@ def test_updates_that_are_not_those_of_the_parameters_are_refused(make, name):
         with pytest.raises(ValueError, match=f"`updates` must h.*'{name}'"):
             transform.update(other, state, PARAMS)
     with pytest.raises(
-        ValueError, match="`updates` must have the structure .* got 'scale' in `updates` and none"
+        ValueError, match=r"`updates` must have the structure .* got 'scale' in `updates` and none"
     ):
         transform.update(grads | {"scale": jnp.ones(1)}, state, PARAMS)
 
