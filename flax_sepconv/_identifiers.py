@@ -12,6 +12,7 @@ check; nothing is imported, looked up or run by name.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +61,9 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
         ValueError: an unknown name, or a config that cannot be honoured.
         TypeError: neither a name, a config nor a hashable callable.
     """
+    is_function = isinstance(identifier, FunctionType)
+    if type(identifier) in family.classes or (is_function and identifier in family.functions.values()):
+        return identifier  # what is given most often
     if isinstance(identifier, str):
         return _make(identifier, {}, family, argument)
     if isinstance(identifier, Mapping):
@@ -168,7 +172,7 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
         hint = _did_you_mean(name, [*family.makers, *family.functions])
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
     entries = {key: value for key, value in entries.items() if key not in family.ignored}
-    accepted = inspect.signature(maker).parameters
+    accepted = _parameters(maker)
     for key in entries:
         if key not in accepted:
             hint = _did_you_mean(str(key), accepted) if accepted else " It takes none."
@@ -178,6 +182,12 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
     except (TypeError, ValueError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"`{argument}`: {error}") from None
+
+
+@functools.cache
+def _parameters(maker: Callable) -> Mapping[str, Any]:
+    """The arguments of one of a family's makers; these are few."""
+    return inspect.signature(maker).parameters
 
 
 _CONFIG_KEYS = ("module", "class_name", "config", "registered_name")
@@ -220,7 +230,7 @@ def _did_you_mean(name: str, known) -> str:
     by_letters = {
         _letters(each): each for each in sorted(known, key=lambda each: (each.islower(), len(each)))
     }
-    near = difflib.get_close_matches(_letters(name), by_letters, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(_letters(name[:64]), by_letters, n=3, cutoff=0.5)
     if near:
         return f" Did you mean {' or '.join(repr(by_letters[each]) for each in near)}?"
     return f" Known are {', '.join(map(repr, sorted(by_letters.values())))}."

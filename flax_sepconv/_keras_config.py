@@ -10,6 +10,7 @@ from typing import Any
 
 from flax_sepconv import activations
 from flax_sepconv._arguments import IDENTIFIERS
+from flax_sepconv._messages import shown
 
 # Keras 3's order of the entries.
 _ENTRIES = (
@@ -41,17 +42,19 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
             says so but entries that only Keras 2 writes, which its first versions left out.
     """
     if not isinstance(entries, Mapping):
-        raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {entries!r}.")
+        raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {shown(entries)}.")
     for entry in entries:
         if entry not in _ENTRIES + _KERAS_2_ENTRIES + _INPUT_ENTRIES:
-            close = difflib.get_close_matches(str(entry), _ENTRIES, n=1)
+            close = difflib.get_close_matches(str(entry)[:64], _ENTRIES, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"`config` has an entry {entry!r} that SeparableConv1D does not know.{hint}")
+            raise ValueError(
+                f"`config` has an entry {shown(entry)} that SeparableConv1D does not know.{hint}"
+            )
     for entry in ("filters", "kernel_size"):
         if entry not in entries:
             raise ValueError(f"`config` must have an entry {entry!r}; got only {sorted(map(str, entries))}.")
     if entries.get("groups", 1) != 1:
-        raise ValueError(f"`groups` must be 1 in a separable convolution; got {entries['groups']!r}.")
+        raise ValueError(f"`groups` must be 1 in a separable convolution; got {shown(entries['groups'])}.")
     arguments = {entry: entries[entry] for entry in _ENTRIES if entry in entries}
     arguments |= _dtypes(arguments.pop("dtype", None))
     if keras2 is None:
@@ -101,5 +104,5 @@ def _dtypes(policy) -> dict[str, Any]:
             return {"dtype": name, "param_dtype": name}
     raise ValueError(
         "`dtype` must be 'float32', 'float16', 'bfloat16', 'float64', 'mixed_float16' or 'mixed_bfloat16', or "
-        f"the config of such a policy; got {policy!r}."
+        f"the config of such a policy; got {shown(policy)}."
     )

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import jax
@@ -37,6 +37,17 @@ class KerasObject(abc.ABC):
         parts = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
         return f"{type(self).__name__}({parts})"
 
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
+        """Refuses arrays of a shape that this cannot be used with, without making one.
+
+        Args:
+            shape: the array's; `None` where a size is not known yet.
+
+        Raises:
+            ValueError: there is no use for this with such arrays.
+        """
+        return None
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make this object again, ready for JSON."""
         return {field.name: _plain(getattr(self, field.name)) for field in self._fields()}
@@ -52,15 +63,23 @@ def _plain(value: Any) -> Any:
 # ---- Checks of fields: `check(name, value) -> canonical value` ----
 
 
+# Arrays of NumPy's have at most 64 axes, those of this library's layers 3.
+_AXES_LIMIT, _RANK_LIMIT = 32, 8
+
+
 def number(name: str, value: Any) -> float:
-    """A finite number as Python's int or float; arrays without axes count, as Keras 2 puts them in configs."""
+    """A finite number as Python's int or float; arrays without axes count, as Keras 2 puts them in configs.
+
+    An integer that JAX has no type for becomes a float, as which it is computed with.
+    """
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number; got {shown(value)}.")
     try:
         if math.isfinite(value):
-            return int(value) if isinstance(value, numbers.Integral) else float(value)
+            whole = int(value) if isinstance(value, numbers.Integral) else 2**31
+            return whole if abs(whole) < 2**31 else float(value)
     except OverflowError:  # an integer that no float can hold
         pass
     raise ValueError(f"`{name}` must be a finite number; got {shown(value)}.")
@@ -97,6 +116,8 @@ def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) > _AXES_LIMIT:
+            raise ValueError(f"`{name}` must have at most {_AXES_LIMIT} axes; got {len(value)}.")
         return tuple(integer(name, each) for each in value)
     return integer(name, value)
 
@@ -109,6 +130,8 @@ def values(name: str, value: Any) -> Any:
     if not isinstance(value, list | tuple) and not getattr(value, "ndim", 0):
         return number(name, value)
     try:
+        if not all(map(_is_number, _leaves(value))):
+            raise ValueError
         array = np.asarray(value)
         if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise ValueError
@@ -116,6 +139,24 @@ def values(name: str, value: Any) -> Any:
         message = f"`{name}` must be a number or an array of finite numbers; got {shown(value)}."
         raise ValueError(message) from None
     return _as_tuples(array.tolist())
+
+
+def _leaves(nested: Any, rank: int = 0) -> Iterator[Any]:
+    """What nested sequences hold in the end."""
+    if rank > _RANK_LIMIT:
+        raise ValueError
+    for each in nested:
+        if isinstance(each, list | tuple):
+            yield from _leaves(each, rank + 1)
+        else:
+            yield each
+
+
+def _is_number(leaf: Any) -> bool:
+    """Whether this is a number, or an array, which NumPy takes as it is."""
+    if isinstance(leaf, float | int):  # the most of them
+        return not isinstance(leaf, bool)
+    return isinstance(leaf, numbers.Real | np.ndarray | jax.Array) and not isinstance(leaf, np.bool_)
 
 
 def _as_tuples(nested: Any) -> Any:
@@ -147,7 +188,10 @@ def widened(x: Any) -> jax.Array:
 
 
 def check_axes(chosen: Any, ndim: int, name: str = "axis") -> None:
-    """Refuses axes that an array of `ndim` axes does not have."""
-    for axis in (chosen,) if isinstance(chosen, int) else chosen or ():
+    """Refuses axes that an array of `ndim` axes does not have, or that are named twice."""
+    axes = (chosen,) if isinstance(chosen, int) else chosen or ()
+    for axis in axes:
         if not -ndim <= axis < ndim:
-            raise ValueError(f"`{name}` must be within an array of {ndim} axes; got {chosen}.")
+            raise ValueError(f"`{name}` must be within an array of {ndim} axes; got {shown(chosen)}.")
+    if len({axis % ndim for axis in axes}) < len(axes):
+        raise ValueError(f"`{name}` must have each axis once; got {shown(chosen)}.")

@@ -21,6 +21,22 @@ def window(name: str, value: Any) -> str | tuple[float, ...] | None:
     return None if value is None else values(name, value)
 
 
+def check_shape(shape: tuple[int | None, ...], window: Any, periodic: bool) -> None:
+    """Refuses what `atoms` refuses, without making any."""
+    # Keras divides zero by zero where there is one frequency, and cannot use a kernel of several channels.
+    if len(shape) != 3 or shape[1] not in (1, None) or (shape[2] or 2) < 2:
+        raise ValueError(
+            f"`STFT` must be given a shape (times, 1, frequencies), with two or more; got {shape}."
+        )
+    times = shape[0]
+    if isinstance(window, str) and times:  # only short ones are all zero, which their ends are
+        fits = _named(window, min(times, 16), periodic).any()
+    else:
+        fits = window is None or (np.shape(window) == (times,) and np.any(window))
+    if not fits:
+        raise ValueError(f"`window` must have {times} values, not all zero; got {shown(window)}.")
+
+
 def atoms(shape: tuple[int, ...], side: str, window: Any, scaling: str | None, periodic: bool) -> np.ndarray:
     """`cos` or `sin(-pi t f / (frequencies - 1))`, windowed, at times `t` and frequencies `f`.
 
@@ -34,19 +50,13 @@ def atoms(shape: tuple[int, ...], side: str, window: Any, scaling: str | None, p
     Raises:
         ValueError: another shape, or a window that is of another length or zero.
     """
-    # Keras divides zero by zero where there is one frequency, and cannot use a kernel of several channels.
-    if len(shape) != 3 or shape[1] != 1 or shape[2] < 2:
-        raise ValueError(
-            f"`STFT` must be given a shape (times, 1, frequencies), with two or more; got {shape}."
-        )
+    check_shape(shape, window, periodic)
     times, _, frequencies = shape
     phase = -np.pi * np.outer(np.arange(times), np.arange(frequencies)) / (frequencies - 1)
     kernel = np.cos(phase) if side == "real" else np.sin(phase)
     if window is None:
         return kernel.reshape(shape)
     weights = _named(window, times, periodic) if isinstance(window, str) else np.asarray(window, float)
-    if weights.shape != (times,) or not weights.any():
-        raise ValueError(f"`window` must have {times} values, not all zero; got {shown(window)}.")
     scale = {"density": np.linalg.norm(weights), "spectrum": np.abs(weights).sum(), None: 1.0}[scaling]
     return (kernel * weights[:, None] / scale).reshape(shape)
 

@@ -33,6 +33,10 @@ class Constraint(KerasObject):
 
     keras_module = "keras.constraints"
 
+    def check_shape(self, shape):
+        """Refuses a shape that lacks an axis."""
+        check_axes(getattr(self, "axis", None), len(shape))
+
     @abc.abstractmethod
     def __call__(self, w: jax.Array) -> jax.Array:
         """The projection of one array, of the same shape and dtype."""

@@ -60,6 +60,7 @@ class Initializer(KerasObject):
         seed = getattr(self, "seed", None)
         if seed is not None:
             key = jax.random.key(seed % 2**32)
+        self.check_shape(tuple(shape))
         wide = _dtypes.wide(dtype)
         return self._values(key, tuple(shape), wide).astype(dtype)
 
@@ -132,6 +133,19 @@ class Constant(Initializer):
 
     value: Annotated[Any, values] = 0.0
 
+    def check_shape(self, shape):
+        """Refuses a shape that the values do not have, neither in number nor by broadcasting."""
+        given = np.shape(self.value)
+        known = math.prod(size for size in shape if size is not None)
+        # As in TF 2.0, which only counts.
+        counts = math.prod(given) % known == 0 if None in shape else math.prod(given) == known
+        pairs = zip(reversed(given), reversed(shape), strict=False)
+        fits = len(given) <= len(shape) and all(own in (1, size) or size is None for own, size in pairs)
+        if not (counts or fits):
+            raise ValueError(
+                f"`value` must be of the shape {shape} (None is any size) or broadcast to it; got {given}."
+            )
+
     def _values(self, key, shape, dtype):
         value = np.asarray(self.value)
         if value.size == math.prod(shape):  # as in TF 2.0, which only counts
@@ -149,9 +163,12 @@ class Identity(Initializer):
 
     gain: Number = 1.0
 
-    def _values(self, key, shape, dtype):
+    def check_shape(self, shape):
+        """Refuses what is no matrix."""
         if len(shape) != 2:
             raise ValueError(f"`Identity` must be given the shape of a matrix; got {shape}.")
+
+    def _values(self, key, shape, dtype):
         return self.gain * jnp.eye(*shape, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -177,6 +194,10 @@ class STFT(Initializer):
     window: Annotated[Any, _stft.window] = "hann"
     scaling: Annotated[str | None, one_of("density", "spectrum", None)] = "density"
     periodic: Annotated[bool, one_of(False, True)] = False
+
+    def check_shape(self, shape):
+        """Refuses a shape of several channels, of one frequency, or of other times than the window's."""
+        _stft.check_shape(shape, self.window, self.periodic)
 
     def _values(self, key, shape, dtype):
         kernel = _stft.atoms(shape, self.side, self.window, self.scaling, self.periodic)
@@ -252,6 +273,12 @@ class _FanScaled(Initializer):
     input_axes: tuple[int, ...] | None
     output_axes: tuple[int, ...] | None
 
+    def check_shape(self, shape):
+        """Refuses a shape that lacks one of the axes."""
+        if self.input_axes is not None and self.output_axes is not None:
+            check_axes(self.input_axes, len(shape), "input_axes")
+            check_axes(self.output_axes, len(shape), "output_axes")
+
     def _values(self, key, shape, dtype):
         fan_in, fan_out = self._fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
@@ -267,8 +294,6 @@ class _FanScaled(Initializer):
     def _fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many inputs reach an output through an array of this shape, and outputs an input."""
         if self.input_axes is not None and self.output_axes is not None:
-            check_axes(self.input_axes, len(shape), "input_axes")
-            check_axes(self.output_axes, len(shape), "output_axes")
             fan_in, fan_out = ([shape[axis] for axis in each] for each in (self.input_axes, self.output_axes))
             return math.prod(fan_in), math.prod(fan_out)
         if len(shape) < 2:
@@ -366,9 +391,12 @@ class Orthogonal(Initializer):
     gain: Number = 1.0
     seed: Seed = None
 
-    def _values(self, key, shape, dtype):
+    def check_shape(self, shape):
+        """Refuses a shape of fewer than two axes."""
         if len(shape) < 2:
             raise ValueError(f"`Orthogonal` must be given a shape of two or more axes; got {shape}.")
+
+    def _values(self, key, shape, dtype):
         return jax.nn.initializers.orthogonal(self.gain)(key, shape, dtype)
 
 

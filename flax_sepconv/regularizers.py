@@ -125,18 +125,23 @@ class OrthogonalRegularizer(Regularizer):
     factor: NonNegative = 0.01
     mode: Annotated[str, one_of("rows", "columns")] = "rows"
 
+    def check_shape(self, shape):
+        """Refuses what is no matrix of two or more rows (columns)."""
+        if len(shape) != 2:
+            raise ValueError(
+                f"`OrthogonalRegularizer` must be given a matrix; got an array of shape {shape}."
+            )
+        size = shape[0 if self.mode == "rows" else 1]
+        if size is not None and size < 2:
+            raise ValueError(
+                f"`OrthogonalRegularizer` must be given at least two {self.mode}; got shape {shape}."
+            )
+
     def __call__(self, w: jax.Array) -> jax.Array:
         """`factor` times the mean of `abs(cos(u, v))` over the pairs of rows (columns) `u`, `v`."""
-        if jnp.ndim(w) != 2:
-            raise ValueError(
-                f"`OrthogonalRegularizer` must be given a matrix; got an array of shape {jnp.shape(w)}."
-            )
+        self.check_shape(jnp.shape(w))
         rows = widened(w) if self.mode == "rows" else widened(w).T
         size = rows.shape[0]
-        if size < 2:
-            raise ValueError(
-                f"`OrthogonalRegularizer` must be given at least two {self.mode}; got shape {jnp.shape(w)}."
-            )
         # Keras's bound on the norm, 1e-7, keeps a row of zeros at zero.
         rows = rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, axis=1, keepdims=True), 1e-14))
         cosines = _abs(jnp.matmul(rows, rows.T, precision="highest"))

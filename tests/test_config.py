@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flax_sepconv as fsc
+from flax_sepconv import constraints, initializers
 from tests import reference
 
 Config = fsc.SeparableConv1DConfig
@@ -249,3 +250,44 @@ def test_sizes_refused(argument, value, error, message):
 def test_refusals(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         Config(**{"filters": 8, "kernel_size": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"kernel_size": 10**400}, "`kernel_size` must be at most 16777216"),
+        ({"dilation_rate": 2**40}, "`dilation_rate` must be at most"),
+        (
+            {"depthwise_initializer": initializers.GlorotUniform(None, [0, 0], [1])},
+            "`input_axes` must have each axis",
+        ),
+        (
+            {"depthwise_initializer": initializers.GlorotUniform(None, [0, -3], [1])},
+            "`input_axes` must have each axis",
+        ),
+        ({"depthwise_constraint": constraints.UnitNorm([0, 0])}, "`axis` must have each axis once"),
+        (
+            {"depthwise_initializer": initializers.Constant(np.ones((2, 5, 1)))},
+            r"`value` must be of the shape \(3, None",
+        ),
+        ({"depthwise_initializer": initializers.STFT(window=[1.0, 2.0])}, "`window` must have 3 values"),
+    ],
+    ids=str,
+)
+def test_sizes_and_axes_that_no_layer_has_are_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        fsc.SeparableConv1DConfig(**{"filters": 4, "kernel_size": 3} | entries)
+
+
+def test_a_config_of_any_size_computes_nothing_large():
+    huge = {"filters": 2**24, "kernel_size": 2**24, "depth_multiplier": 2**24}
+    for initializer in ("stft", "orthogonal", "he_normal", initializers.Constant(0.5)):
+        assert fsc.SeparableConv1DConfig(**huge, depthwise_initializer=initializer).filters == 2**24
+
+
+def test_given_values_may_have_any_number_of_channels():
+    values = np.arange(15.0).reshape(3, 5, 1)
+    config = fsc.SeparableConv1DConfig(4, 3, depthwise_initializer=initializers.Constant(values))
+    np.testing.assert_array_equal(fsc.init_params(jax.random.key(0), 5, config)["depthwise_kernel"], values)
+    with pytest.raises(ValueError, match=r"`value` must be of the shape \(3, 4, 1\)"):
+        fsc.init_params(jax.random.key(0), 4, config)
