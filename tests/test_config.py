@@ -270,7 +270,10 @@ def test_refusals(arguments, error, message):
             {"depthwise_initializer": initializers.Constant(np.ones((2, 5, 1)))},
             r"`value` must be of the shape \(3, None",
         ),
-        ({"depthwise_initializer": initializers.STFT(window=[1.0, 2.0])}, "`window` must have 3 values"),
+        (
+            {"depth_multiplier": 4, "depthwise_initializer": initializers.STFT(window=[1.0, 2.0])},
+            "`window` must have 3 values",
+        ),
     ],
     ids=str,
 )
