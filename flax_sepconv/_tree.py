@@ -23,8 +23,8 @@ Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
 class StackedConfig(SeparableConv1DConfig):
     """The config of a layer that a model holds several times in one array, as under `nn.scan`, `nn.vmap`, `nnx.vmap`.
 
-    `layer_configs` makes these. `stack_axes` are the axes along which the layers' weights are stacked, in the
-    order in which they were added: the innermost transform's first.
+    `layer_configs` makes these. `stack_axes` are the axes along which the layers' weights are stacked, in an order in
+    which `jax.vmap` may add them: the innermost first.
     """
 
     _: dataclasses.KW_ONLY
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
     @property
     def stack_axes(self) -> tuple[int, ...]:
-        """The axes that transforms added, the innermost transform's first."""
+        """The axes that transforms added, as `StackedConfig` has them."""
         return getattr(self.config, "stack_axes", ())
 
     def __call__(self, function: Callable, leaf, reduces: bool = False):

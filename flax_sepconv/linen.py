@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_sepconv import _arguments
-from flax_sepconv._layer_configs import marked
+from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._validation import check_input, check_width
 from flax_sepconv.config import SeparableConv1DConfig, Weight
 from flax_sepconv.functional import as_initial, separable_conv1d
@@ -97,6 +97,7 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         x = check_input(x, config)
         for weight in config.weights(x.shape[config.channel_axis]):
             params[weight.name] = self.param(weight.name, functools.partial(_draw, weight, config))
+        params = noted(params, config)
         if self.decode:
             refuse_lengths(lengths)
             y = self._stream(params, jnp.asarray(x), config)
@@ -122,5 +123,4 @@ SeparableConvolution1D = SeparableConv1D
 def _draw(weight: Weight, config: SeparableConv1DConfig, key):
     """The initial value of a weight, in whatever box its initializer puts it."""
     drawn = weight.initializer(key, weight.shape, config.param_dtype)
-    drawn = jax.tree.map(lambda value: as_initial(value, weight, config), drawn)
-    return marked(drawn, config)
+    return jax.tree.map(lambda value: as_initial(value, weight, config), drawn)

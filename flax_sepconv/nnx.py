@@ -15,6 +15,7 @@ from flax import nnx
 
 from flax_sepconv import _arguments
 from flax_sepconv._layer_configs import layer_configs as layer_configs
+from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_width
 from flax_sepconv.config import SeparableConv1DConfig, Size
@@ -103,6 +104,7 @@ class SeparableConv1D(nnx.Module):
         """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
+        params = noted(params, config)
         if self.decode:
             refuse_lengths(lengths)
             y = self._stream(params, x)

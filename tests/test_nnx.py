@@ -116,9 +116,9 @@ def test_parameters_follow_from_the_rngs_and_differ_by_weight():
         ),
         (lambda rngs: fsc.layer_configs(42), TypeError, "`model` must be a flax.linen or flax.nnx module"),
         (
-            lambda rngs: fsc.layer_configs(fsc.nnx.SeparableConv1D(3, 3, 3, rngs=rngs), X),
+            lambda rngs: fsc.layer_configs(nnx.List([fsc.nnx.SeparableConv1D(3, 3, 3, rngs=rngs)]), X),
             TypeError,
-            "takes an NNX model alone",
+            "calls the model with more arguments; got a List, which is not callable",
         ),
     ],
 )

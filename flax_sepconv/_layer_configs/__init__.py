@@ -1,17 +1,19 @@
 """The configs of every layer of ours in a Linen or NNX model.
 
-A Linen model is initialized abstractly; each layer marks its parameters with its config.
+A model is traced as it is called, with no array computed. Each layer notes in the program that it was called, with
+its config and weights (`calls`); following the model's parameters through the program says which of them those weights
+are (`origins`), and so at which path the config belongs, or that none would be right (`places`).
 """
 
-import dataclasses
-from typing import Any
+import functools
+import inspect
 
 import flax.linen as nn
 import jax
-from flax import struct
-from flax.core import meta
+from flax import core
 
-from flax_sepconv._tree import StackedConfig
+from flax_sepconv._layer_configs.origins import calls, of_arrays
+from flax_sepconv._layer_configs.places import Stored, configs_of, in_order, stored_in
 from flax_sepconv.config import SeparableConv1DConfig
 
 
@@ -19,12 +21,12 @@ def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
     """Finds every `SeparableConv1D` in a Linen or NNX model, without running the model.
 
     Args:
-        model: any Linen module: layers may be nested, shared, made in `setup` or in a compact method, and under
-            `nn.scan`, `nn.vmap`, `nn.remat` or `nn.jit`. Or any NNX module: layers may be nested, shared, in lists
-            and dicts, and stacked by `nnx.vmap`.
-        *args: what a Linen model's `init` takes after its key; arrays may be `jax.ShapeDtypeStruct`s. An NNX model
-            has its parameters already and takes nothing here.
-        **kwargs: likewise, by name.
+        model: any Linen or NNX module, or a list or dict of NNX modules. Layers may be nested, shared, stacked, under
+            any transform of `flax.linen` or `flax.nnx`, and across `flax.nnx.bridge`.
+        *args: what the model is called with; arrays may be `jax.ShapeDtypeStruct`s. An NNX model is read without a
+            call, unless a Linen module (`nnx.bridge.ToNNX`) has layers within, or layers are stacked in a way that
+            their shapes do not tell.
+        **kwargs: likewise, by name; `method` for another method of a Linen module than `__call__`.
 
     Returns:
         The config of each layer that has parameters, by the layer's path in `variables["params"]` or
@@ -32,8 +34,10 @@ def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
         stacked by `nn.scan`, `nn.vmap` or `nnx.vmap` also says along which axes (`stack_axes`).
 
     Raises:
-        TypeError: `model` is neither, or an NNX model with more arguments.
-        ValueError: the weights of an NNX model are stacked in a way that their shapes do not tell.
+        TypeError: `model` is neither, or the arguments are not those of its call.
+        ValueError: no config would be right. A wrapper (`nn.WeightNorm`, `nn.map_variables`) computes a weight from
+            what is stored, and the layer has a regularizer or constraint of that weight or `trainable=False`; weights
+            are stored under other names; layers that share weights do not agree; or only a call could tell.
 
     Example:
         >>> import jax
@@ -48,65 +52,53 @@ def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
     """
     if not isinstance(model, nn.Module):
         # Whoever has such a model has waited for flax.nnx already; everybody else shall not.
-        from flax_sepconv._layer_configs.nnx import layer_configs_of_nnx
+        from flax_sepconv._layer_configs.nnx import is_functional, layer_configs_of_nnx
 
-        configs = layer_configs_of_nnx(model)
-        if args or kwargs:
-            raise TypeError("`layer_configs` takes an NNX model alone; got more arguments. Leave them out.")
-        return configs
-    # Only arrays are abstract; a flag such as `train=False` has to stay one.
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
+        if not is_functional(model):
+            return layer_configs_of_nnx(model, args, kwargs)
+    _check_arguments(model, args, kwargs)
+    # Linen modules fall back on "params", NNX modules within them on "default", which few transforms pass on.
+    rngs = dict.fromkeys(("params", "dropout", "default"), jax.random.key(0))
+    variables = jax.eval_shape(*of_arrays(functools.partial(model.init, rngs), args, kwargs))
+    stored = stored_in(variables)
+    # Where parameters are mutable, models take them for not there yet; loss terms would be computed for nothing.
+    mutable = [name for name in variables if name not in ("params", "losses", "intermediates")]
+    found = calls(functools.partial(model.apply, rngs=rngs, mutable=mutable), variables, args, kwargs)
+    if isinstance(model, nn.Module) and (_holders(stored) - set(configs_of(found, stored, root=("params",)))):
+        found += calls(functools.partial(_initialize, model, rngs), variables, args, kwargs)
+    configs = configs_of(found, stored, root=("params",))
+    return in_order(configs, stored, root=("params",))
 
-    def init(arrays):
-        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return model.init(jax.random.key(0), *args, **kwargs)
 
-    with _probing(True):
-        variables = jax.eval_shape(init, arrays)
-    marks = jax.tree_util.tree_leaves_with_path(
-        variables.get("params", {}), is_leaf=lambda leaf: isinstance(leaf, _Mark)
+def _holders(stored: list[Stored]) -> set[str]:
+    """Where there is a weight of a layer of ours by its name."""
+    return {
+        "/".join(item.path[1:-1])
+        for item in stored
+        if item.path[0] == "params" and item.path[-1] == "pointwise_kernel"
+    }
+
+
+def _initialize(model: nn.Module, rngs, variables, *args, method=None, **kwargs):
+    """Calls a model as `init` does, but with its variables: some layers are called there alone."""
+
+    def call(scope):
+        module = model.clone(parent=scope)
+        if callable(method):
+            return method(module, *args, **kwargs)
+        return getattr(module, method or "__call__")(*args, **kwargs)
+
+    return core.apply(call, mutable=core.DenyList("intermediates"), flags={"initializing": True})(
+        variables, rngs=rngs
     )
-    configs = {}
-    for path, mark in marks:
-        if isinstance(mark, _Mark):
-            configs["/".join(step.key for step in path[:-1])] = mark.stacked()
-    return configs
 
 
-# `layer_configs` initializes the model abstractly while this is set, and each layer marks its parameters with its
-# config. The marks travel to the result by the same way as the parameters, so their place in the tree and the axes
-# that transforms add are right by construction. A user context is part of jit's cache key: a model that was traced
-# before under `nn.jit` is traced again.
-_probing = jax.make_user_context(False)
-
-
-class _Mark(struct.PyTreeNode, meta.AxisMetadata):
-    """A parameter that says which layer it is of, and which axes were added around it."""
-
-    value: Any
-    config: SeparableConv1DConfig = struct.field(pytree_node=False)
-    stack_axes: tuple[int, ...] = struct.field(pytree_node=False, default=())
-
-    def unbox(self):
-        return self.value
-
-    def replace_boxed(self, val):
-        return self.replace(value=val)
-
-    def add_axis(self, index, params):
-        return self.replace(stack_axes=(*self.stack_axes, index))
-
-    def remove_axis(self, index, params):
-        return self.replace(stack_axes=self.stack_axes[:-1])
-
-    def stacked(self) -> SeparableConv1DConfig:
-        if not self.stack_axes:
-            return self.config
-        arguments = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
-        return StackedConfig(**arguments, stack_axes=self.stack_axes)
-
-
-def marked(drawn, config: SeparableConv1DConfig):
-    """A parameter as a layer draws it, with the layer's config while `layer_configs` looks for it."""
-    return _Mark(drawn, config) if _probing.value else drawn
+def _check_arguments(model, args, kwargs) -> None:
+    if "method" in kwargs:
+        return
+    try:
+        inspect.signature(model.__call__).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"`layer_configs` takes after the model what {type(model).__name__} is called with: {error}."
+        ) from None
