@@ -13,6 +13,7 @@ In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` th
 `fsc.init_stream` and `fsc.stream_step` for sequences that come chunk by chunk.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from flax_sepconv import activations, constraints, initializers, parallel, regularizers
@@ -25,7 +26,7 @@ from flax_sepconv.streaming import init_stream, stream_step
 from flax_sepconv.transforms import constrain, constrained, freeze
 
 if TYPE_CHECKING:
-    from flax_sepconv import nnx
+    from flax_sepconv import interop, nnx
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "init_params",
     "init_stream",
     "initializers",
+    "interop",
     "layer_configs",
     "nnx",
     "parallel",
@@ -53,10 +55,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # `flax.nnx` takes as long to import as everything else here, and only those who ask for it need it.
-    if name == "nnx":
-        import importlib
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"]
 
-        return importlib.import_module("flax_sepconv.nnx")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+if not TYPE_CHECKING:  # a checker would take every name for known
+
+    def __getattr__(name: str) -> object:
+        # `flax.nnx` takes as long to import as everything else here, and only those who ask for it need it.
+        if name in ("interop", "nnx"):
+            return importlib.import_module(f"flax_sepconv.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,9 +3,11 @@
 Each refuses with the argument's name, what came and what would do.
 """
 
+import difflib
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,11 +118,45 @@ def _identifier(module, argument: str, value) -> Hashable:
     return module.get(value, argument=argument)
 
 
+_P = ParamSpec("_P")
+_WEIGHTS = ("depthwise", "pointwise", "bias")
+_INPUTS = ("input_shape", "batch_input_shape", "input_dim", "batch_size")
+# Other libraries' words for what Keras has.
+_SYNONYMS = dict.fromkeys(("features", "units", "out_channels", "output_dim"), "filters")
+
+
+def names_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Makes a constructor refuse keywords that it does not know with the nearest that it does."""
+    _, *known = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{type(args[0]).__name__} has no argument `{name}`. {_instead(name, known)}")
+        init(*args, **kwargs)
+
+    return checked
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """What to write instead of an argument that the layer does not have."""
+    name += "ializer" * name.endswith("_init")  # as Flax abbreviates it
+    kernel, _, part = name.rpartition("_")
+    if kernel == "kernel" and f"depthwise_{part}" in known:
+        return f"The layer has two kernels: use `depthwise_{part}` or `pointwise_{part}`."
+    if name in _INPUTS:
+        of_layer = " as `in_features`" if "in_features" in known else ""
+        return f"The number of channels is taken from the input{of_layer}: leave it out."
+    near = [_SYNONYMS[name]] if name in _SYNONYMS else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(f'`{each}`' for each in known)}."
+
+
 IDENTIFIERS = {
     "activation": activations,
-    **{f"{weight}_initializer": initializers for weight in ("depthwise", "pointwise", "bias")},
-    **{f"{part}_regularizer": regularizers for part in ("depthwise", "pointwise", "bias", "activity")},
-    **{f"{weight}_constraint": constraints for weight in ("depthwise", "pointwise", "bias")},
+    **{f"{weight}_initializer": initializers for weight in _WEIGHTS},
+    **{f"{part}_regularizer": regularizers for part in (*_WEIGHTS, "activity")},
+    **{f"{weight}_constraint": constraints for weight in _WEIGHTS},
 }
 """The module that resolves each argument which Keras lets one name."""
 

@@ -5,10 +5,11 @@ layer inherits from the general convolution (`groups`, `kernel_*`), and may writ
 """
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from flax_sepconv import activations
+from flax_sepconv import activations, initializers
 from flax_sepconv._arguments import IDENTIFIERS
 from flax_sepconv._messages import shown
 
@@ -55,12 +56,30 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
             raise ValueError(f"`config` must have an entry {entry!r}; got only {sorted(map(str, entries))}.")
     if entries.get("groups", 1) != 1:
         raise ValueError(f"`groups` must be 1 in a separable convolution; got {shown(entries['groups'])}.")
+    for entry in _KERAS_2_ENTRIES[1:]:
+        if not _is_default(entry, entries.get(entry)):
+            part = entry.removeprefix("kernel_")
+            warnings.warn(
+                f"`config` sets {entry!r}, which a SeparableConv1D ignores, as Keras does: it has two kernels. Use "
+                f"'depthwise_{part}' or 'pointwise_{part}'.",
+                stacklevel=3,
+            )
     arguments = {entry: entries[entry] for entry in _ENTRIES if entry in entries}
     arguments |= _dtypes(arguments.pop("dtype", None))
     if keras2 is None:
         keras2 = any(entry in entries for entry in _KERAS_2_ENTRIES)
     arguments["activation"] = activations.get(entries.get("activation"), argument="activation", keras2=keras2)
     return arguments
+
+
+def _is_default(entry: str, value: Any) -> bool:
+    """Whether an entry for the one kernel of other convolutions is what Keras 2 writes by itself."""
+    if value is None or entry != "kernel_initializer":
+        return value is None
+    try:
+        return initializers.get(value) == initializers.GlorotUniform()
+    except (ValueError, TypeError):  # one of the user's own
+        return False
 
 
 def _entry(config, entry: str):

@@ -26,13 +26,13 @@ class KerasObject(abc.ABC):
     keras_module: ClassVar[str]
     """Where Keras 3 keeps the class of the same name."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in self._fields():
             (check,) = field.type.__metadata__
             value = check(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         given = (field.name for field in self._fields() if getattr(self, field.name) != field.default)
         parts = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
         return f"{type(self).__name__}({parts})"

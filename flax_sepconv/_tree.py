@@ -19,7 +19,7 @@ Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
 """One layer's config, or those of a model by the layers' paths, parts joined with `/`."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class StackedConfig(SeparableConv1DConfig):
     """The config of a layer that a model holds several times in one array, as under `nn.scan`, `nn.vmap`, `nnx.vmap`.
 
@@ -28,7 +28,11 @@ class StackedConfig(SeparableConv1DConfig):
     """
 
     _: dataclasses.KW_ONLY
-    stack_axes: tuple[int, ...] = ()
+    stack_axes: tuple[int, ...]
+
+    def __init__(self, *args: Any, stack_axes: tuple[int, ...] = (), **kwargs: Any):
+        object.__setattr__(self, "stack_axes", tuple(stack_axes))
+        super().__init__(*args, **kwargs)
 
 
 Path: TypeAlias = tuple[str, ...]

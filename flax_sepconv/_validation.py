@@ -131,9 +131,10 @@ def check_params(
                 f"{', '.join(map(repr, params)) or 'an empty dict'}."
             )
     arrays = {name: as_real(f"params[{name!r}]", params[name]) for name in names}
-    shape = arrays["depthwise_kernel"].shape
-    in_features = in_features or (shape[1] if len(shape) == 3 else 1)
-    for weight in config.weights(max(in_features, 1)):
+    if in_features is None:
+        shape = arrays["depthwise_kernel"].shape
+        in_features = int(max(shape[1], 1)) if len(shape) == 3 else 1
+    for weight in config.weights(in_features):
         shape = arrays[weight.name].shape
         if shape != weight.shape:
             raise ValueError(

@@ -4,28 +4,31 @@ Everything downstream (parameters, the function, loss terms, optax transforms) a
 layer's arguments, and for its weights, their shapes and what is attached to them.
 """
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
 import functools
+import inspect
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
-from flax_sepconv import _keras_config, _symbolic, _window, initializers
-from flax_sepconv._arguments import NORMALIZE, check_shape
+from flax_sepconv import _arguments, _keras_config, _symbolic, _window, activations, initializers
+from flax_sepconv._arguments import check_shape
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
+from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import as_integers
 
-Size: TypeAlias = Any
-"""A positive integer, or a sequence of one as Keras allows; the config keeps the integer."""
-
-Identifier: TypeAlias = Any
-"""What Keras allows for a part of a layer: a name, a config dict, an object, any callable, or `None`."""
+__all__ = ["SeparableConv1DConfig", "Weight"]
 
 
 class Weight(NamedTuple):
@@ -33,12 +36,12 @@ class Weight(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    initializer: Callable
-    regularizer: Callable | None
-    constraint: Callable | None
+    initializer: Callable[..., jax.Array]
+    regularizer: Callable[[jax.Array], jax.Array] | None
+    constraint: Callable[[jax.Array], jax.Array] | None
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class SeparableConv1DConfig:
     """Every argument of `tf.keras.layers.SeparableConv1D`, in Keras's order and with its defaults.
 
@@ -90,35 +93,69 @@ class SeparableConv1DConfig:
     """
 
     filters: int
-    kernel_size: Size
-    strides: Size = 1
-    padding: str = "valid"
-    data_format: str | None = None
-    dilation_rate: Size = 1
-    depth_multiplier: int = 1
-    activation: Identifier = None
-    use_bias: bool = True
-    depthwise_initializer: Identifier = "glorot_uniform"
-    pointwise_initializer: Identifier = "glorot_uniform"
-    bias_initializer: Identifier = "zeros"
-    depthwise_regularizer: Identifier = None
-    pointwise_regularizer: Identifier = None
-    bias_regularizer: Identifier = None
-    activity_regularizer: Identifier = None
-    depthwise_constraint: Identifier = None
-    pointwise_constraint: Identifier = None
-    bias_constraint: Identifier = None
-    trainable: bool = True
-    name: str | None = None
+    kernel_size: int
+    strides: int
+    padding: Literal["valid", "same", "causal"]
+    data_format: DataFormat
+    dilation_rate: int
+    depth_multiplier: int
+    activation: Callable[[jax.Array], jax.Array]
+    use_bias: bool
+    depthwise_initializer: Callable[..., jax.Array] | None
+    pointwise_initializer: Callable[..., jax.Array] | None
+    bias_initializer: Callable[..., jax.Array] | None
+    depthwise_regularizer: Callable[[jax.Array], jax.Array] | None
+    pointwise_regularizer: Callable[[jax.Array], jax.Array] | None
+    bias_regularizer: Callable[[jax.Array], jax.Array] | None
+    activity_regularizer: Callable[[jax.Array], jax.Array] | None
+    depthwise_constraint: Callable[[jax.Array], jax.Array] | None
+    pointwise_constraint: Callable[[jax.Array], jax.Array] | None
+    bias_constraint: Callable[[jax.Array], jax.Array] | None
+    trainable: bool
+    name: str | None
     _: dataclasses.KW_ONLY
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
-    implementation: str | None = None
+    dtype: np.dtype[Any] | None
+    param_dtype: np.dtype[Any]
+    precision: Any
+    implementation: Implementation | None
 
-    def __post_init__(self):
-        for argument, normalize in NORMALIZE.items():
-            object.__setattr__(self, argument, normalize(argument, getattr(self, argument)))
+    @_arguments.names_unknown
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Size,
+        strides: Size = 1,
+        padding: Padding = "valid",
+        data_format: DataFormat | None = None,
+        dilation_rate: Size = 1,
+        depth_multiplier: int = 1,
+        activation: Identifier = None,
+        use_bias: bool = True,
+        depthwise_initializer: Identifier = "glorot_uniform",
+        pointwise_initializer: Identifier = "glorot_uniform",
+        bias_initializer: Identifier = "zeros",
+        depthwise_regularizer: Identifier = None,
+        pointwise_regularizer: Identifier = None,
+        bias_regularizer: Identifier = None,
+        activity_regularizer: Identifier = None,
+        depthwise_constraint: Identifier = None,
+        pointwise_constraint: Identifier = None,
+        bias_constraint: Identifier = None,
+        trainable: bool = True,
+        name: str | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        implementation: Implementation | None = None,
+    ) -> None:
+        given = locals()
+        for argument, normalize in _arguments.NORMALIZE.items():
+            object.__setattr__(self, argument, normalize(argument, given[argument]))
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses arguments that do not go together."""
         if self.strides != 1 and self.dilation_rate != 1:
             raise ValueError(
                 f"`strides` and `dilation_rate` cannot both differ from 1; got strides={self.strides} and "
@@ -131,15 +168,18 @@ class SeparableConv1DConfig:
             check_shape(f"{part}_constraint", weight.constraint, weight.shape)
         check_shape("activity_regularizer", self.activity_regularizer, (1, 1, self.filters))
 
-    def __repr__(self):
-        required = ("filters", "kernel_size")
-        shown = [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.name in required or getattr(self, f.name) != getattr(_defaults(), f.name, None)
-        ]
-        parts = ", ".join(f"{name}={_short(getattr(self, name))}" for name in shown)
-        return f"{type(self).__name__}({parts})"
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _key(self) == _key(other)
+
+    def __hash__(self) -> int:
+        return hash(_key(self))
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # immutable, and callables in it are known by identity
+
+    def __repr__(self) -> str:
+        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return short_repr(type(self).__name__, arguments, {"stack_axes": ()})
 
     def weights(self, in_features: int) -> tuple[Weight, ...]:
         """The layer's weights for `in_features` input channels, in Keras's order; no bias without `use_bias`."""
@@ -182,15 +222,23 @@ class SeparableConv1DConfig:
         """The axis of time, counted from the end."""
         return -3 - self.channel_axis
 
-    def output_length(self, length):
+    @overload
+    def output_length(self, length: None) -> None: ...
+    @overload
+    def output_length(self, length: int) -> int: ...
+    @overload
+    def output_length(self, length: jax.Array) -> jax.Array: ...
+    @overload
+    def output_length(self, length: np.ndarray | Sequence[int]) -> np.ndarray: ...
+    def output_length(self, length: Any) -> Any:
         """Length of the output for an input of `length` samples.
 
         Args:
-            length: an integer, an integer array of lengths, a traced integer, a symbolic dimension of `jax.export`,
-                or `None` for unknown.
+            length: an integer, integers in an array or a list, a symbolic dimension of `jax.export`, or `None` for
+                unknown.
 
         Returns:
-            The same kind as came. Lengths in an array that give no output give 0.
+            The same kind as came, an array for a list. Lengths in an array that give no output give 0.
 
         Raises:
             ValueError: an integer `length` that gives no output, or a symbolic one of which too little is known.
@@ -222,7 +270,11 @@ class SeparableConv1DConfig:
             )
         return out
 
-    def output_shape(self, input_shape):
+    @overload
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]: ...
+    @overload
+    def output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]: ...
+    def output_shape(self, input_shape: Any) -> Any:
         """Shape of the output for an input of `input_shape`: Keras's `compute_output_shape`.
 
         Args:
@@ -258,7 +310,7 @@ class SeparableConv1DConfig:
         return _keras_config.to_keras(self)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "SeparableConv1DConfig":
+    def from_config(cls, config: Mapping[str, Any]) -> SeparableConv1DConfig:
         """The config of a layer from what its `get_config()` gave, in Keras 3, Keras 2 or TF 2.x.
 
         Args:
@@ -280,6 +332,14 @@ class SeparableConv1DConfig:
         return cls(**_keras_config.from_keras(config))
 
 
+def arguments_of(config: SeparableConv1DConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the layer that a config, or Keras's form of one, describes, by name."""
+    if isinstance(config, Mapping):
+        config = SeparableConv1DConfig.from_config(config)
+    check_config(config)
+    return {name: getattr(config, name) for name in inspect.signature(SeparableConv1DConfig).parameters}
+
+
 def check_config(config: object, argument: str = "config") -> None:
     """Refuses what is no config."""
     if isinstance(config, Tracer):
@@ -292,12 +352,31 @@ def check_config(config: object, argument: str = "config") -> None:
         raise TypeError(f"`{argument}` must be a SeparableConv1DConfig; got {shown(config)}.")
 
 
+def short_repr(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """`name(...)` with the arguments that differ from the config's defaults, or from `defaults`."""
+    defaults = {**_defaults(), **defaults}
+    shown = {k: v for k, v in arguments.items() if k not in defaults or not _same(v, defaults[k])}
+    return f"{name}({', '.join(f'{key}={_short(value)}' for key, value in shown.items())})"
+
+
 @functools.cache
-def _defaults() -> SeparableConv1DConfig:
-    return SeparableConv1DConfig(filters=1, kernel_size=1)
+def _defaults() -> dict[str, Any]:
+    """The value that the config keeps for each argument that may be left out."""
+    config = SeparableConv1DConfig(filters=1, kernel_size=1)
+    return {k: v for k, v in vars(config).items() if k not in ("filters", "kernel_size")}
 
 
-def _short(value) -> str:
+def _key(config: Any) -> tuple[Any, ...]:
+    """What makes two configs equal. A NumPy dtype is its name here: that of float64 equals `None`."""
+    values = (getattr(config, f.name) for f in dataclasses.fields(config))
+    return tuple(value.name if isinstance(value, np.dtype) else value for value in values)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b
+
+
+def _short(value: Any) -> str:
     match value:
         case np.dtype():
             return repr(value.name)
@@ -305,4 +384,13 @@ def _short(value) -> str:
             return repr(value.name.lower())
         case tuple():
             return f"({', '.join(map(_short, value))}{',' * (len(value) == 1)})"
-    return repr(getattr(value, "__name__", value))
+    name = getattr(value, "__name__", None)
+    if name is None or isinstance(value, type):
+        return repr(value)
+    with contextlib.suppress(ValueError, TypeError):
+        keras = activations.serialize(value)
+        if activations.get(keras) is value:
+            return repr(keras)
+    if getattr(activations, name, None) is value:
+        return f"activations.{name}"
+    return f"jax.nn.{name}" if getattr(jax.nn, name, None) is value else f"<{name} at {id(value):#x}>"

@@ -5,23 +5,31 @@
 Arrays in, arrays out: nothing here knows Flax or optax. Everything is checked before anything is computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from flax_sepconv import _arguments, _ragged, _window
 from flax_sepconv._depthwise import Geometry, definition, depthwise
 from flax_sepconv._dtypes import wide
 from flax_sepconv._separable import separable
+from flax_sepconv._types import DataFormat, Implementation, Padding, Size
 from flax_sepconv._validation import as_real, check_input, check_key, check_params, check_width
 from flax_sepconv.config import SeparableConv1DConfig, Weight, check_config
 
+__all__ = ["depthwise_conv1d", "init_params", "separable_conv1d"]
+
 
 def separable_conv1d(
-    params: Mapping[str, Any], x, config: SeparableConv1DConfig, *, lengths=None
+    params: Mapping[str, Any],
+    x: ArrayLike,
+    config: SeparableConv1DConfig,
+    *,
+    lengths: ArrayLike | Sequence[int] | None = None,
 ) -> jax.Array:
     """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a function.
 
@@ -82,7 +90,7 @@ def separable_conv1d(
     return _ragged.without_padding(config.activation(_ragged.without_padding(y, out, config)), out, config)
 
 
-def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
+def init_params(key: ArrayLike, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
     """Draws the parameters of a layer.
 
     Args:
@@ -120,15 +128,15 @@ def init_params(key, in_features: int, config: SeparableConv1DConfig) -> dict[st
 
 
 def depthwise_conv1d(
-    x,
-    kernel,
+    x: ArrayLike,
+    kernel: ArrayLike,
     *,
-    strides: int = 1,
-    padding: str = "valid",
-    dilation_rate: int = 1,
-    data_format: str = "channels_last",
+    strides: Size = 1,
+    padding: Padding = "valid",
+    dilation_rate: Size = 1,
+    data_format: DataFormat = "channels_last",
     precision: lax.PrecisionLike = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Convolves each channel of `x` with its own `depth_multiplier` kernels.
 
@@ -188,7 +196,7 @@ def depthwise_conv1d(
     return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
 
 
-def as_initial(value, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
+def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
     """What an initializer returned, in `param_dtype`; refused if it is of another shape than it should be."""
     value = jnp.asarray(value)
     if value.shape != weight.shape:

@@ -3,38 +3,41 @@
 The module makes parameters and calls `separable_conv1d`; no arithmetic lives here.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from flax_sepconv import _arguments
 from flax_sepconv._layer_configs.calls import noted
+from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import check_input, check_width
-from flax_sepconv.config import SeparableConv1DConfig, Weight
+from flax_sepconv.config import SeparableConv1DConfig, Weight, arguments_of, short_repr
 from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
 
-if TYPE_CHECKING:
-    _Arguments = SeparableConv1DConfig
-else:
-    # The config's fields once more, as a dataclass that a Linen module can inherit: Linen's are not frozen, and
-    # `name` is Linen's own field.
-    _Arguments = dataclasses.make_dataclass(
-        "_Arguments",
-        [
-            (f.name, f.type, dataclasses.field(default=f.default, kw_only=f.kw_only))
-            for f in dataclasses.fields(SeparableConv1DConfig)
-            if f.name != "name"
-        ],
-    )
+__all__ = ["SeparableConv1D", "SeparableConvolution1D"]
 
 
-class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTypeIssues]
+class _NamesUnknown:
+    """Makes the constructor that Linen generates for a module refuse unknown keywords with the nearest known one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        type.__setattr__(cls, "__init__", _arguments.names_unknown(cls.__init__))
+
+
+class SeparableConv1D(_NamesUnknown, nn.Module):
     """Depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
 
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
@@ -50,7 +53,36 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
     Nothing is computed for it otherwise, nor by `init`.
 
     Args:
-        decode: whether to stream. After the config's arguments, by name only.
+        filters: number of output channels.
+        kernel_size: length of the depthwise kernel, in samples.
+        strides: step between windows, in samples.
+        padding: `"valid"` (none), `"same"` (output length `ceil(length / strides)`) or `"causal"` (on the left
+            only, so that no output reads later input); any case.
+        data_format: `"channels_last"` for `(*batch, length, channels)`, the meaning of `None`, or
+            `"channels_first"` for `(*batch, channels, length)`.
+        dilation_rate: step between the samples of one window. Not together with `strides` above 1.
+        depth_multiplier: depthwise outputs for each input channel.
+        activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
+        use_bias: whether a bias is added before the activation.
+        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
+        pointwise_initializer: of the pointwise kernel.
+        bias_initializer: of the bias.
+        depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
+        pointwise_regularizer: loss term of the pointwise kernel.
+        bias_regularizer: loss term of the bias.
+        activity_regularizer: loss term of the layer's output.
+        depthwise_constraint: projection of the depthwise kernel after an update. See `flax_sepconv.constraints`.
+        pointwise_constraint: projection of the pointwise kernel.
+        bias_constraint: projection of the bias.
+        trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
+        name: a name of the layer, for `get_config`; nothing is computed from it.
+        dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
+        param_dtype: dtype of the parameters.
+        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
+            depthwise step is mostly computed, work in full precision always.
+        implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
+            lets the library choose by platform and kernel size.
+        decode: whether to stream.
 
     Raises:
         ValueError: on construction, whatever `SeparableConv1DConfig` refuses, and `decode` of a layer that cannot
@@ -69,9 +101,34 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
         ((8, 100, 64), ['depthwise_kernel'])
     """
 
-    decode: bool = dataclasses.field(default=False, kw_only=True)
+    filters: int
+    kernel_size: Size
+    strides: Size = 1
+    padding: Padding = "valid"
+    data_format: DataFormat | None = None
+    dilation_rate: Size = 1
+    depth_multiplier: int = 1
+    activation: Identifier = None
+    use_bias: bool = True
+    depthwise_initializer: Identifier = "glorot_uniform"
+    pointwise_initializer: Identifier = "glorot_uniform"
+    bias_initializer: Identifier = "zeros"
+    depthwise_regularizer: Identifier = None
+    pointwise_regularizer: Identifier = None
+    bias_regularizer: Identifier = None
+    activity_regularizer: Identifier = None
+    depthwise_constraint: Identifier = None
+    pointwise_constraint: Identifier = None
+    bias_constraint: Identifier = None
+    trainable: bool = True
+    _: dataclasses.KW_ONLY
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: lax.PrecisionLike = None
+    implementation: Implementation | None = None
+    decode: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         config = self.config  # refuses what a config refuses
         if _arguments.boolean("decode", self.decode):
@@ -80,12 +137,42 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
     @property
     def config(self) -> SeparableConv1DConfig:
         """The layer's arguments as a config, under the module's name."""
-        return SeparableConv1DConfig(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(SeparableConv1DConfig)}
+        names = inspect.signature(SeparableConv1DConfig).parameters
+        return SeparableConv1DConfig(**{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_config(cls, config: SeparableConv1DConfig | Mapping[str, Any], **overrides: Any) -> Self:
+        """Makes the layer that a config describes.
+
+        Args:
+            config: a config, or what Keras's `layer.get_config()` gives.
+            **overrides: arguments of the layer that replace the config's.
+
+        Returns:
+            The module, under the config's `name` unless that is overridden.
+
+        Raises:
+            ValueError: what `SeparableConv1DConfig` refuses.
+            TypeError: likewise, or an unknown argument.
+
+        Example:
+            >>> import flax_sepconv as fsc
+            >>> config = fsc.SeparableConv1DConfig(64, 3, padding="causal", name="first")
+            >>> fsc.SeparableConv1D.from_config(config, decode=True)
+            SeparableConv1D(filters=64, kernel_size=3, padding='causal', decode=True, name='first')
+        """
+        return cls(**arguments_of(config) | overrides)
+
+    def __repr__(self) -> str:
+        config = vars(self.config)
+        fields = [f for f in dataclasses.fields(self) if f.name not in ("parent", "name")]
+        arguments = {f.name: config.get(f.name, getattr(self, f.name)) for f in fields} | {"name": self.name}
+        return short_repr(
+            type(self).__name__, arguments, {f.name: f.default for f in fields if f.name not in config}
         )
 
     @nn.compact
-    def __call__(self, x, lengths=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
@@ -107,8 +194,15 @@ class SeparableConv1D(_Arguments, nn.Module):  # pyright: ignore[reportGeneralTy
             store_losses(functools.partial(self.sow, "losses"), params, y, config)
         return y
 
-    def _stream(self, params, x, config: SeparableConv1DConfig) -> jax.Array:
+    def _stream(
+        self, params: Mapping[str, jax.Array], x: jax.Array, config: SeparableConv1DConfig
+    ) -> jax.Array:
         of_stream = x.shape[:-2], x.shape[config.channel_axis], x.dtype
+        if not (self.is_mutable_collection("cache") or self.is_initializing()):
+            raise ValueError(
+                "with decode=True the collection 'cache' must be mutable, for it keeps the state of the stream: "
+                "`y, cache = model.apply({'params': params, **cache}, x, mutable=['cache'])`."
+            )
         cache = self.variable("cache", "inputs", init_stream, config, *of_stream)
         y, state = stream_step(params, x, cache.value, config)
         if not self.is_initializing():
@@ -120,7 +214,7 @@ SeparableConvolution1D = SeparableConv1D
 """Keras's other name of the layer."""
 
 
-def _draw(weight: Weight, config: SeparableConv1DConfig, key):
+def _draw(weight: Weight, config: SeparableConv1DConfig, key: jax.Array) -> Any:
     """The initial value of a weight, in whatever box its initializer puts it."""
     drawn = weight.initializer(key, weight.shape, config.param_dtype)
     return jax.tree.map(lambda value: as_initial(value, weight, config), drawn)

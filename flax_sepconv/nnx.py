@@ -6,22 +6,30 @@ The module holds parameters and calls `separable_conv1d`; no arithmetic lives he
 module, which `fsc.nnx` does when it is first asked for.
 """
 
+from __future__ import annotations
+
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from flax_sepconv import _arguments
 from flax_sepconv._layer_configs import layer_configs as layer_configs
 from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._messages import shown
+from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import check_width
-from flax_sepconv.config import SeparableConv1DConfig, Size
+from flax_sepconv.config import SeparableConv1DConfig, arguments_of
 from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
 from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
+
+__all__ = ["Loss", "SeparableConv1D", "SeparableConvolution1D", "layer_configs"]
 
 
 class Loss(nnx.Intermediate):
@@ -47,12 +55,37 @@ class SeparableConv1D(nnx.Module):
 
     Args:
         in_features: number of input channels, before Keras's arguments.
-        filters: as in `SeparableConv1DConfig`.
-        kernel_size: likewise.
-        *args: the other arguments of `SeparableConv1DConfig`, in the same order, which is Keras's.
+        filters: number of output channels.
+        kernel_size: length of the depthwise kernel, in samples.
+        strides: step between windows, in samples.
+        padding: `"valid"` (none), `"same"` (output length `ceil(length / strides)`) or `"causal"` (on the left
+            only, so that no output reads later input); any case.
+        data_format: `"channels_last"` for `(*batch, length, channels)`, the meaning of `None`, or
+            `"channels_first"` for `(*batch, channels, length)`.
+        dilation_rate: step between the samples of one window. Not together with `strides` above 1.
+        depth_multiplier: depthwise outputs for each input channel.
+        activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
+        use_bias: whether a bias is added before the activation.
+        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
+        pointwise_initializer: of the pointwise kernel.
+        bias_initializer: of the bias.
+        depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
+        pointwise_regularizer: loss term of the pointwise kernel.
+        bias_regularizer: loss term of the bias.
+        activity_regularizer: loss term of the layer's output.
+        depthwise_constraint: projection of the depthwise kernel after an update. See `flax_sepconv.constraints`.
+        pointwise_constraint: projection of the pointwise kernel.
+        bias_constraint: projection of the bias.
+        trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
+        name: a name of the layer, for `get_config`; nothing is computed from it.
+        dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
+        param_dtype: dtype of the parameters.
+        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
+            depthwise step is mostly computed, work in full precision always.
+        implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
+            lets the library choose by platform and kernel size.
         decode: whether to stream.
         rngs: its stream `params` draws the parameters.
-        **kwargs: likewise, by name.
 
     Attributes:
         config: the layer's arguments as a config.
@@ -74,19 +107,49 @@ class SeparableConv1D(nnx.Module):
         (8, 100, 64)
     """
 
+    depthwise_kernel: nnx.Param[jax.Array]
+    pointwise_kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
+    cache: nnx.Cache[jax.Array]
+
+    @_arguments.names_unknown
     def __init__(
         self,
         in_features: int,
         filters: int,
         kernel_size: Size,
-        *args,
+        strides: Size = 1,
+        padding: Padding = "valid",
+        data_format: DataFormat | None = None,
+        dilation_rate: Size = 1,
+        depth_multiplier: int = 1,
+        activation: Identifier = None,
+        use_bias: bool = True,
+        depthwise_initializer: Identifier = "glorot_uniform",
+        pointwise_initializer: Identifier = "glorot_uniform",
+        bias_initializer: Identifier = "zeros",
+        depthwise_regularizer: Identifier = None,
+        pointwise_regularizer: Identifier = None,
+        bias_regularizer: Identifier = None,
+        activity_regularizer: Identifier = None,
+        depthwise_constraint: Identifier = None,
+        pointwise_constraint: Identifier = None,
+        bias_constraint: Identifier = None,
+        trainable: bool = True,
+        name: str | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        implementation: Implementation | None = None,
         decode: bool = False,
         rngs: nnx.Rngs,
-        **kwargs,
-    ):
+    ) -> None:
+        given = locals()
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be an nnx.Rngs; got {shown(rngs)}.")
-        self.config = SeparableConv1DConfig(filters, kernel_size, *args, **kwargs)
+        names = inspect.signature(SeparableConv1DConfig).parameters
+        self.config = SeparableConv1DConfig(**{name: given[name] for name in names})
         self.in_features = _arguments.count("in_features", in_features)
         check_width("param_dtype", self.config.param_dtype)
         self.decode = _arguments.boolean("decode", decode)
@@ -96,7 +159,38 @@ class SeparableConv1D(nnx.Module):
             param = nnx.Param(weight.initializer(rngs.params(), weight.shape, self.config.param_dtype))
             setattr(self, weight.name, param.replace(as_initial(param[...], weight, self.config)))
 
-    def __call__(self, x, lengths=None) -> jax.Array:
+    @classmethod
+    def from_config(
+        cls,
+        in_features: int,
+        config: SeparableConv1DConfig | Mapping[str, Any],
+        *,
+        rngs: nnx.Rngs,
+        **overrides: Any,
+    ) -> Self:
+        """Makes the layer that a config describes.
+
+        Args:
+            in_features: number of input channels.
+            config: a config, or what Keras's `layer.get_config()` gives.
+            rngs: its stream `params` draws the parameters.
+            **overrides: arguments of the layer that replace the config's.
+
+        Raises:
+            ValueError: what `SeparableConv1DConfig` refuses.
+            TypeError: likewise, or an unknown argument.
+
+        Example:
+            >>> from flax import nnx
+            >>> import flax_sepconv as fsc
+            >>> config = fsc.SeparableConv1DConfig(64, 3, padding="causal")
+            >>> layer = fsc.nnx.SeparableConv1D.from_config(12, config, decode=True, rngs=nnx.Rngs(0))
+            >>> layer.config == config, layer.decode
+            (True, True)
+        """
+        return cls(in_features, **arguments_of(config) | overrides, rngs=rngs)
+
+    def __call__(self, x: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
@@ -114,7 +208,7 @@ class SeparableConv1D(nnx.Module):
             store_losses(lambda name, *args: self.sow(Loss, f"{name}_loss", *args), params, y, config)
         return y
 
-    def init_cache(self, batch_shape: Sequence[int], dtype=jnp.float32) -> None:
+    def init_cache(self, batch_shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> None:
         """Starts a stream: makes the state before the first chunk, as `init_stream` does, in an `nnx.Cache`.
 
         Args:
@@ -123,7 +217,7 @@ class SeparableConv1D(nnx.Module):
         """
         self.cache = nnx.Cache(init_stream(self.config, batch_shape, self.in_features, dtype))
 
-    def _stream(self, params, x) -> jax.Array:
+    def _stream(self, params: Mapping[str, jax.Array], x: ArrayLike) -> jax.Array:
         if not hasattr(self, "cache"):
             raise ValueError(
                 "with decode=True, call `init_cache(batch_shape)` of each layer before the first chunk of a stream."
@@ -140,13 +234,6 @@ class SeparableConv1D(nnx.Module):
             return not hasattr(nnx, "capture")
         return any(type(capture) is Loss for capture in captures)
 
-
-# `help` and editors show what the config takes, by name.
-_init = inspect.signature(SeparableConv1D.__init__).parameters
-_of_config = inspect.signature(SeparableConv1DConfig).parameters.values()
-SeparableConv1D.__init__.__signature__ = inspect.Signature(
-    [_init["self"], _init["in_features"], *_of_config, _init["decode"], _init["rngs"]]
-)
 
 SeparableConvolution1D = SeparableConv1D
 """Keras's other name of the layer."""

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from flax_sepconv import _window, functional
 from flax_sepconv._messages import shown
-from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv._validation import check_input, check_params, check_width
+from flax_sepconv.config import SeparableConv1DConfig, check_config
 
 Axes: TypeAlias = str | tuple[str, ...] | None
 """One or several names of a mesh's axes, or none."""
@@ -27,7 +29,7 @@ Axes: TypeAlias = str | tuple[str, ...] | None
 
 def separable_conv1d(
     params: Mapping[str, Any],
-    x,
+    x: ArrayLike,
     config: SeparableConv1DConfig,
     *,
     mesh: Mesh,
@@ -45,7 +47,8 @@ def separable_conv1d(
         params: as for `separable_conv1d`.
         x: `(*batch, length, in_features)`, or channels_first.
         config: the layer's arguments.
-        mesh: the devices.
+        mesh: the devices. Where its axes are explicit, as `jax.make_mesh` makes them by default, a jitted caller has to
+            be within `jax.set_mesh(mesh)`.
         batch: the mesh's axis, or axes, that divide the first batch axis of `x`.
         length: likewise for the sequences, of the input and of the output. Where the devices do not divide the
             output's length times `strides`, zeros are appended and the result is cut, which moves data: best keep
@@ -65,8 +68,7 @@ def separable_conv1d(
     Example:
         >>> import jax
         >>> import flax_sepconv as fsc
-        >>> auto = (jax.sharding.AxisType.Auto,) * 2  # of explicit axes, inputs must be divided already
-        >>> mesh = jax.make_mesh((1, jax.device_count()), ("data", "sequence"), axis_types=auto)
+        >>> mesh = jax.make_mesh((1, jax.device_count()), ("data", "sequence"))
         >>> config = fsc.SeparableConv1DConfig(64, 3, padding="same", activation="relu")
         >>> params = fsc.init_params(jax.random.key(0), 12, config)
         >>> x = jax.random.normal(jax.random.key(1), (8, 96, 12))
@@ -74,31 +76,40 @@ def separable_conv1d(
         >>> y.shape
         (8, 96, 64)
     """
-    jax.eval_shape(lambda params, x: functional.separable_conv1d(params, x, config), params, x)  # refuses
+    check_config(config)
+    array = jnp.asarray(check_input(x, config))
+    params = check_params(params, array.shape[config.channel_axis], config)
+    check_width("dtype", config.dtype)
     sizes = _check_axes(mesh, batch=batch, length=length, features=features)
     if config.filters % sizes["features"]:
         raise ValueError(
             f"`features` names {sizes['features']} devices, which must divide the filters; got {config.filters}."
         )
-    if batch is not None and (x.ndim < 3 or x.shape[0] % sizes["batch"]):
+    if batch is not None and (array.ndim < 3 or array.shape[0] % sizes["batch"]):
         raise ValueError(
             f"`batch` names {sizes['batch']} devices, which must divide the first of the batch axes of `x`; got "
-            f"the shape {x.shape}."
+            f"the shape {array.shape}."
         )
     time = config.time_axis
 
-    def spec(channels: Axes) -> PartitionSpec:
-        first = (batch, *[None] * (x.ndim - 3)) if x.ndim > 2 else ()
+    def spec(length: Axes, channels: Axes) -> PartitionSpec:
+        first = (batch, *[None] * (array.ndim - 3)) if array.ndim > 2 else ()
         return PartitionSpec(*first, *((length, channels) if time == -2 else (channels, length)))
+
+    def placed(value: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """`value` divided as `shard_map` wants it, which it does by itself only along automatic axes."""
+        if AxisType.Explicit not in mesh.axis_types:
+            return value
+        return jax.sharding.reshard(value, NamedSharding(mesh, spec))
 
     # The activation may be of whole rows or columns, as softmax is: it comes after.
     local = dataclasses.replace(config, filters=config.filters // sizes["features"], activation=None)
-    out_length: Any = config.output_length(x.shape[time])
+    out_length: Any = config.output_length(array.shape[time])
     blocks = None
     if sizes["length"] > 1:
-        blocks = _blocks(x.shape[time], config, sizes["length"])
+        blocks = _blocks(array.shape[time], config, sizes["length"])
         local = dataclasses.replace(local, padding="valid")
-        x = _resized(x, time, blocks.count * blocks.rows)
+        array = _resized(array, time, blocks.count * blocks.rows)
 
     def apply(params, x):
         x = x if blocks is None else _with_halo(x, time, length, blocks)
@@ -106,10 +117,13 @@ def separable_conv1d(
 
     weights = {"depthwise_kernel": (), "pointwise_kernel": (None, None, features), "bias": (features,)}
     specs = {name: PartitionSpec(*weights[name]) for name in params}
-    y = jax.shard_map(apply, mesh=mesh, in_specs=(specs, spec(None)), out_specs=spec(features))(
-        dict(params), x
-    )
-    return config.activation(_resized(y, time, out_length))
+    array = placed(array, spec(length, None))
+    params = {name: placed(jnp.asarray(value), specs[name]) for name, value in params.items()}
+    in_specs, out_specs = (specs, spec(length, None)), spec(length, features)
+    y = jax.shard_map(apply, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(params, array)
+    if y.shape[time] != out_length:
+        y = _resized(placed(y, spec(None, features)), time, out_length)
+    return config.activation(y)
 
 
 def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:

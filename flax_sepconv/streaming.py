@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from flax_sepconv import _arguments, _window, activations
 from flax_sepconv._keras_object import integer
@@ -25,7 +26,10 @@ from flax_sepconv.functional import separable_conv1d
 
 
 def init_stream(
-    config: SeparableConv1DConfig, batch_shape: Sequence[int], in_features: int, dtype: Any = jnp.float32
+    config: SeparableConv1DConfig,
+    batch_shape: Sequence[int],
+    in_features: int,
+    dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """The state before the first chunk of a stream.
 
@@ -61,7 +65,7 @@ def init_stream(
 
 
 def stream_step(
-    params: Mapping[str, Any], x, state, config: SeparableConv1DConfig
+    params: Mapping[str, Any], x: ArrayLike, state: ArrayLike, config: SeparableConv1DConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Applies the layer to the next chunk of a stream.
 
@@ -136,7 +140,7 @@ def check_streamable(config: SeparableConv1DConfig, ndim: int = 3) -> None:
         )
 
 
-def refuse_lengths(lengths) -> None:
+def refuse_lengths(lengths: object) -> None:
     """Refuses what a module that streams cannot take."""
     if lengths is not None:
         raise ValueError(

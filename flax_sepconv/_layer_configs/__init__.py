@@ -17,7 +17,7 @@ from flax_sepconv._layer_configs.places import Stored, configs_of, in_order, sto
 from flax_sepconv.config import SeparableConv1DConfig
 
 
-def layer_configs(model, *args, **kwargs) -> dict[str, SeparableConv1DConfig]:
+def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableConv1DConfig]:
     """Finds every `SeparableConv1D` in a Linen or NNX model, without running the model.
 
     Args:
