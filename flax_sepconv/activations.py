@@ -17,8 +17,9 @@ Activation layers that Keras allows as an activation are here as `ReLU`, `LeakyR
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,26 +27,30 @@ import jax.numpy as jnp
 from flax_sepconv._identifiers import Family, is_keras2, resolve, to_config
 from flax_sepconv._keras_object import Axes, KerasObject, NonNegative, Number, non_negative, widened
 
-celu = jax.nn.celu
-elu = jax.nn.elu
-exponential = jnp.exp
-glu = jax.nn.glu
-hard_sigmoid = jax.nn.hard_sigmoid
-hard_silu = hard_swish = jax.nn.hard_silu
-hard_tanh = jax.nn.hard_tanh
-log_sigmoid = jax.nn.log_sigmoid
-log_softmax = jax.nn.log_softmax
-mish = jax.nn.mish
-relu6 = jax.nn.relu6
-sigmoid = jax.nn.sigmoid
-silu = swish = jax.nn.silu
-softmax = jax.nn.softmax
-softplus = jax.nn.softplus
-softsign = jax.nn.soft_sign
-sparse_plus = jax.nn.sparse_plus
-sparse_sigmoid = jax.nn.sparse_sigmoid
-squareplus = jax.nn.squareplus
-tanh = jnp.tanh
+_Function: TypeAlias = Callable[..., jax.Array]
+
+celu: _Function = jax.nn.celu
+elu: _Function = jax.nn.elu
+exponential: _Function = jnp.exp
+glu: _Function = jax.nn.glu
+hard_sigmoid: _Function = jax.nn.hard_sigmoid
+hard_silu: _Function = jax.nn.hard_silu
+hard_swish: _Function = jax.nn.hard_silu
+hard_tanh: _Function = jax.nn.hard_tanh
+log_sigmoid: _Function = jax.nn.log_sigmoid
+log_softmax: _Function = jax.nn.log_softmax
+mish: _Function = jax.nn.mish
+relu6: _Function = jax.nn.relu6
+sigmoid: _Function = jax.nn.sigmoid
+silu: _Function = jax.nn.silu
+swish: _Function = jax.nn.silu
+softmax: _Function = jax.nn.softmax
+softplus: _Function = jax.nn.softplus
+softsign: _Function = jax.nn.soft_sign
+sparse_plus: _Function = jax.nn.sparse_plus
+sparse_sigmoid: _Function = jax.nn.sparse_sigmoid
+squareplus: _Function = jax.nn.squareplus
+tanh: _Function = jnp.tanh
 
 
 def linear(x: jax.Array) -> jax.Array:

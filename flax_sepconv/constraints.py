@@ -33,7 +33,7 @@ class Constraint(KerasObject):
 
     keras_module = "keras.constraints"
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses a shape that lacks an axis."""
         check_axes(getattr(self, "axis", None), len(shape))
 

@@ -21,7 +21,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ class Constant(Initializer):
 
     value: Annotated[Any, values] = 0.0
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses a shape that the values do not have, neither in number nor by broadcasting."""
         given = np.shape(self.value)
         known = math.prod(size for size in shape if size is not None)
@@ -163,7 +163,7 @@ class Identity(Initializer):
 
     gain: Number = 1.0
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses what is no matrix."""
         if len(shape) != 2:
             raise ValueError(f"`Identity` must be given the shape of a matrix; got {shape}.")
@@ -195,7 +195,7 @@ class STFT(Initializer):
     scaling: Annotated[str | None, one_of("density", "spectrum", None)] = "density"
     periodic: Annotated[bool, one_of(False, True)] = False
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses a shape of several channels, of one frequency, or of other times than the window's."""
         _stft.check_shape(shape, self.window, self.periodic)
 
@@ -273,7 +273,7 @@ class _FanScaled(Initializer):
     input_axes: tuple[int, ...] | None
     output_axes: tuple[int, ...] | None
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses a shape that lacks one of the axes."""
         if self.input_axes is not None and self.output_axes is not None:
             check_axes(self.input_axes, len(shape), "input_axes")
@@ -341,37 +341,49 @@ class _NamedScaling(_FanScaled):
 class GlorotUniform(_NamedScaling):
     """Uniform with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
 
-    scale, mode, distribution = 1.0, "fan_avg", "uniform"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_avg"
+    distribution: ClassVar[str] = "uniform"
 
 
 class GlorotNormal(_NamedScaling):
     """Truncated normal with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
 
-    scale, mode, distribution = 1.0, "fan_avg", "truncated_normal"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_avg"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
 class HeUniform(_NamedScaling):
     """Uniform with variance `2 / fan_in`: He et al. (2015)."""
 
-    scale, mode, distribution = 2.0, "fan_in", "uniform"
+    scale: ClassVar[float] = 2.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "uniform"
 
 
 class HeNormal(_NamedScaling):
     """Truncated normal with variance `2 / fan_in`: He et al. (2015)."""
 
-    scale, mode, distribution = 2.0, "fan_in", "truncated_normal"
+    scale: ClassVar[float] = 2.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
 class LecunUniform(_NamedScaling):
     """Uniform with variance `1 / fan_in`: LeCun et al. (1998)."""
 
-    scale, mode, distribution = 1.0, "fan_in", "uniform"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "uniform"
 
 
 class LecunNormal(_NamedScaling):
     """Truncated normal with variance `1 / fan_in`: LeCun et al. (1998)."""
 
-    scale, mode, distribution = 1.0, "fan_in", "truncated_normal"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
 @dataclass(frozen=True, repr=False)
@@ -391,7 +403,7 @@ class Orthogonal(Initializer):
     gain: Number = 1.0
     seed: Seed = None
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses a shape of fewer than two axes."""
         if len(shape) < 2:
             raise ValueError(f"`Orthogonal` must be given a shape of two or more axes; got {shape}.")

@@ -32,7 +32,7 @@ from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths
 __all__ = ["Loss", "SeparableConv1D", "SeparableConvolution1D", "layer_configs"]
 
 
-class Loss(nnx.Intermediate):
+class Loss(nnx.Intermediate[Any]):
     """A loss term of a layer, as `nnx.capture(model, fsc.nnx.Loss)` collects them."""
 
 
@@ -107,6 +107,9 @@ class SeparableConv1D(nnx.Module):
         (8, 100, 64)
     """
 
+    config: SeparableConv1DConfig
+    in_features: int
+    decode: bool
     depthwise_kernel: nnx.Param[jax.Array]
     pointwise_kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array]

@@ -125,7 +125,7 @@ class OrthogonalRegularizer(Regularizer):
     factor: NonNegative = 0.01
     mode: Annotated[str, one_of("rows", "columns")] = "rows"
 
-    def check_shape(self, shape):
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Refuses what is no matrix of two or more rows (columns)."""
         if len(shape) != 2:
             raise ValueError(

@@ -43,7 +43,7 @@ __all__ = ["from_layer", "load", "save", "to_layer"]
 _MODULES = ("keras", "tf_keras", "tensorflow")
 
 
-def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
+def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
     """Every `SeparableConv1D` layer in a Keras model's file.
 
     Args:
@@ -81,7 +81,9 @@ def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict
     }
 
 
-def save(path: str | os.PathLike, params: Mapping[str, Mapping[str, Any]], out: str | os.PathLike) -> None:
+def save(
+    path: str | os.PathLike[str], params: Mapping[str, Mapping[str, Any]], out: str | os.PathLike[str]
+) -> None:
     """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.
 
     The copy has the bytes of the original but for these weights (and, in an archive, a checksum): other layers,

@@ -36,7 +36,7 @@ _DTYPES = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
 _HARD_SIGMOID = activations.hard_sigmoid_keras2.__name__
 
 
-def save(path: str | os.PathLike, layers: Layers) -> None:
+def save(path: str | os.PathLike[str], layers: Layers) -> None:
     """Writes layers to a safetensors file, which is then there whole or not at all.
 
     Args:
@@ -79,7 +79,7 @@ def save(path: str | os.PathLike, layers: Layers) -> None:
         file.write(content)
 
 
-def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
+def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
     """Reads the layers in a file that `save`, or the command `flax-sepconv convert`, wrote.
 
     Args:
@@ -103,7 +103,7 @@ def load(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict
     }
 
 
-def read(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]:
+def read(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]:
     """The layers in a file as `load` reads them, in NumPy's arrays."""
     package = _package()
     with contextlib.ExitStack() as stack:
@@ -118,7 +118,7 @@ def read(path: str | os.PathLike) -> dict[str, tuple[SeparableConv1DConfig, dict
             raise ValueError(f"{os.fspath(path)}: it does not hold layers of flax_sepconv: {error}") from None
 
 
-def is_safetensors(path: str | os.PathLike) -> bool:
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as one of this format does: with a length and JSON."""
     if not os.path.isfile(path):
         return False
