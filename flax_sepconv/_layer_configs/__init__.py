@@ -7,6 +7,7 @@ are (`origins`), and so at which path the config belongs, or that none would be 
 
 import functools
 import inspect
+from typing import Any
 
 import flax.linen as nn
 import jax
