@@ -13,10 +13,13 @@ Neither side flips a kernel, and both put channel `c` under multiplier `m` at `c
 nothing else. PyTorch pads the input and adds the depthwise bias after that, to every sample alike, so what it
 contributes to the output is the same constant at the edges and inside.
 
-Tensors are taken as they come, or as arrays of NumPy; torch is imported to make tensors, and only then.
+`weight_norm` in both of PyTorch's forms, BatchNorm in eval mode and kernels of `Conv2d` along one axis are folded into
+that (`_state_dict.py`). Tensors are taken as they come, or as arrays of NumPy; torch is imported to make tensors, and
+only then.
 """
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_sepconv import _arguments, _validation, _window
-from flax_sepconv._keras_object import integer
+from flax_sepconv._keras_object import integer, non_negative
 from flax_sepconv.config import SeparableConv1DConfig, check_config
+from flax_sepconv.interop import _state_dict
 
 
 def from_state_dict(
@@ -36,15 +40,18 @@ def from_state_dict(
     *,
     depth_multiplier: int = 1,
     strides: int = 1,
-    padding: str | int | tuple[int] = "valid",
+    padding: str | int | tuple[int, ...] = "valid",
     dilation_rate: int = 1,
     data_format: str = "channels_first",
+    depthwise_batch_norm: str | None = None,
+    pointwise_batch_norm: str | None = None,
+    eps: float = 1e-5,
     **arguments,
 ) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
-    """The layer that a depthwise and a pointwise `Conv1d` are together, with nothing between the two.
+    """Makes one layer of a depthwise and a pointwise `Conv1d`, with nothing but a BatchNorm between the two.
 
-    A state dict holds weights, not settings: what else the two modules were made with is given here, under this
-    library's names.
+    A state dict holds weights, not settings: what else the modules were made with is given here, under this
+    library's names. Weights of `Conv2d` do where one axis of the kernel is 1, for data without that axis.
 
     Args:
         state_dict: what `module.state_dict()` gives, of tensors on any device, or of arrays.
@@ -53,22 +60,30 @@ def from_state_dict(
         depth_multiplier: `out_channels / in_channels` of the depthwise convolution. Its weight does not tell:
             `Conv1d(4, 8, 3, groups=4)` and `Conv1d(8, 8, 3, groups=8)` have the same.
         strides: `stride` of the depthwise convolution, in samples.
-        padding: of the depthwise convolution: PyTorch's number of zeros on both sides, where this layer has it, or
-            `"valid"`, `"same"` or `"causal"`, which is what a module does that pads on the left only.
+        padding: of the depthwise convolution: PyTorch's number of zeros on both sides, or a pair of those on the left
+            and on the right, where this layer has it; or `"valid"`, `"same"` or `"causal"`, which is what a module
+            does that pads `dilation * (kernel_size - 1)` zeros on the left only.
         dilation_rate: `dilation` of the depthwise convolution, in samples.
         data_format: `"channels_first"`, so that the layer takes what the modules took, or `"channels_last"`.
+        depthwise_batch_norm: what stands before `running_mean` in the names of a BatchNorm in eval mode between the
+            two convolutions, with the dot; `None` where there is none.
+        pointwise_batch_norm: likewise of one behind the pointwise convolution, before any activation.
+        eps: `eps` of both.
         **arguments: any other of `SeparableConv1DConfig`, such as `activation` for what follows in PyTorch.
             `param_dtype` is that of the tensors unless it is given.
 
     Returns:
-        The config and its parameters. `use_bias` is true if either convolution has a bias; a depthwise bias is
-        folded in float64 and rounded once.
+        The config and its parameters. `use_bias` is true if either convolution has a bias or a BatchNorm. What is
+        folded is computed in float64 and rounded once.
 
     Raises:
         ValueError: names missing, shapes that are not those of a depthwise separable convolution, a padding that
             this layer does not have, or whatever the config refuses.
         TypeError: `state_dict` is not a mapping, holds something else than floating tensors there, or an argument
             is given that the weights determine.
+
+    Warns:
+        UserWarning: by the order of names a BatchNorm is between the two convolutions, and was not given.
 
     Example:
         >>> import numpy as np
@@ -84,52 +99,69 @@ def from_state_dict(
     for argument in ("filters", "kernel_size", "use_bias"):
         if argument in arguments:
             raise TypeError(f"`{argument}` follows from the weights and must not be given; got it too.")
-    first, first_bias = _conv1d(state_dict, depthwise, "depthwise")
-    second, second_bias = _conv1d(state_dict, pointwise, "pointwise")
-    if first.ndim != 3 or first.shape[1] != 1 or 0 in first.shape:
+    first = _state_dict.convolution(state_dict, depthwise, "depthwise")
+    if first.weight.ndim != 3 or first.shape[1] != 1 or 0 in first.shape:
         raise ValueError(
-            f"`state_dict[{depthwise + 'weight'!r}]` must be (in_channels * depth_multiplier, 1, kernel_size), the "
-            f"weight of a Conv1d with groups=in_channels; got the shape {first.shape}."
+            f"`state_dict[{first.key!r}]` must be (in_channels * depth_multiplier, 1, kernel_size), the weight of a "
+            f"Conv1d with groups=in_channels, or of a Conv2d with one axis of 1 more; got the shape {first.shape}."
         )
-    channels, _, kernel_size = first.shape
-    if second.ndim != 3 or second.shape[1:] != (channels, 1) or 0 in second.shape:
+    channels, _, kernel_size = first.weight.shape
+    second = _state_dict.convolution(state_dict, pointwise, "pointwise")
+    if second.weight.ndim != 3 or second.weight.shape[1:] != (channels, 1) or 0 in second.shape:
+        batch_norm = (
+            f" {pointwise!r} is a BatchNorm: pass it as `depthwise_batch_norm`, and as `pointwise` what stands before "
+            "'weight' of the convolution behind it."
+            if pointwise + "running_mean" in state_dict
+            else ""
+        )
         raise ValueError(
-            f"`state_dict[{pointwise + 'weight'!r}]` must be (filters, {channels}, 1), the weight of a Conv1d with "
-            f"kernel_size=1 and groups=1 on the {channels} channels that the depthwise one gives; got the shape "
-            f"{second.shape}."
+            f"`state_dict[{second.key!r}]` must be (filters, {channels}, 1), the weight of a Conv1d with kernel_size=1 "
+            f"and groups=1 on the {channels} channels that the depthwise one gives; got the shape {second.shape}."
+            f"{batch_norm}"
         )
-    for bias, weight, prefix in ((first_bias, first, depthwise), (second_bias, second, pointwise)):
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"`state_dict[{prefix + 'bias'!r}]` must have the shape {weight.shape[:1]}, one entry for each "
-                f"channel that {prefix + 'weight'!r} gives; got {bias.shape}."
-            )
     multiplier = _arguments.count("depth_multiplier", depth_multiplier)
     if channels % multiplier:
         raise ValueError(
-            f"`depth_multiplier` must divide the {channels} channels of {depthwise + 'weight'!r}; got {multiplier}."
+            f"`depth_multiplier` must divide the {channels} channels of {first.key!r}; got {multiplier}."
         )
 
-    weights = [w for w in (first, second, first_bias, second_bias) if w is not None]
-    arguments.setdefault("param_dtype", functools.reduce(jnp.promote_types, [w.dtype for w in weights]))
+    eps = non_negative("eps", eps)
+    if depthwise_batch_norm is not None:
+        first = _state_dict.with_batch_norm(
+            first, state_dict, depthwise_batch_norm, eps, "depthwise_batch_norm"
+        )
+    elif between := _state_dict.batch_norms_between(state_dict, depthwise, pointwise):
+        warnings.warn(
+            f"`state_dict` has a BatchNorm {between[0]!r} between {depthwise!r} and {pointwise!r}, which is left out. "
+            f"If it is between the two, pass depthwise_batch_norm={between[0]!r}, with its `eps`; if not, leave "
+            "its entries out of `state_dict`.",
+            stacklevel=2,
+        )
+    if pointwise_batch_norm is not None:
+        second = _state_dict.with_batch_norm(
+            second, state_dict, pointwise_batch_norm, eps, "pointwise_batch_norm"
+        )
+
+    arguments.setdefault("param_dtype", functools.reduce(jnp.promote_types, first.dtypes + second.dtypes))
     config = SeparableConv1DConfig(
-        second.shape[0],
+        second.weight.shape[0],
         kernel_size,
         strides=strides,
-        padding=_padding(padding, kernel_size, strides, dilation_rate),
+        padding=_padding(padding, kernel_size, strides, dilation_rate, one_axis=len(first.shape) == 3),
         data_format=data_format,
         dilation_rate=dilation_rate,
         depth_multiplier=multiplier,
-        use_bias=first_bias is not None or second_bias is not None,
+        use_bias=first.bias is not None or second.bias is not None,
         **arguments,
     )
     _validation.check_width("param_dtype", config.param_dtype)
     params = {
-        "depthwise_kernel": first[:, 0].T.reshape(kernel_size, channels // multiplier, multiplier),
-        "pointwise_kernel": second.T,
+        "depthwise_kernel": first.weight[:, 0].T.reshape(kernel_size, channels // multiplier, multiplier),
+        "pointwise_kernel": second.weight.T,
     }
     if config.use_bias:
-        params["bias"] = _folded(second[:, :, 0], first_bias, second_bias)
+        bias = np.zeros(config.filters) if second.bias is None else second.bias
+        params["bias"] = bias if first.bias is None else bias + second.weight[:, :, 0] @ first.bias
     return config, {name: jnp.asarray(value.astype(config.param_dtype)) for name, value in params.items()}
 
 
@@ -141,7 +173,7 @@ def to_state_dict(
     *,
     tensors: bool = True,
 ) -> dict[str, Any]:
-    """The state dict of the two `Conv1d` that a layer is: `from_state_dict` the other way, to the last bit.
+    """Makes the state dict of the two `Conv1d` that a layer is: `from_state_dict` the other way, to the last bit.
 
     The depthwise convolution has no bias, since the layer has none there: make it with `bias=False`, or add zeros
     under `depthwise + "bias"`.
@@ -187,66 +219,33 @@ def to_state_dict(
     return _tensors(state) if tensors else state
 
 
-def _conv1d(state_dict, prefix: str, part: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The weight of one convolution, and its bias if it has one."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(
-            f"`state_dict` must be a mapping, what `module.state_dict()` gives; got {type(state_dict).__name__}."
-        )
-    if prefix + "weight" not in state_dict:
-        there = [str(key) for key in state_dict if str(key).startswith(prefix)] or list(map(str, state_dict))
-        shown = ", ".join(map(repr, there[:8])) + (", …" if len(there) > 8 else "")
-        raise ValueError(
-            f"`state_dict` must hold {prefix + 'weight'!r}, the weight of the {part} Conv1d; got "
-            f"{shown or 'an empty one'}. `{part}` must be what stands before 'weight', with the dot."
-        )
-    weight, bias = (
-        _array(key, state_dict[key]) if key in state_dict else None
-        for key in (prefix + "weight", prefix + "bias")
-    )
-    assert weight is not None
-    return weight, bias
-
-
-def _array(key: str, value) -> np.ndarray:
-    """A copy of a tensor, or of an array, in its own dtype."""
-    try:
-        dtype = _arguments.float_dtype("dtype", str(value.dtype).removeprefix("torch."))
-    except (AttributeError, TypeError):
-        came = getattr(value, "dtype", type(value).__name__)
-        raise TypeError(f"`state_dict[{key!r}]` must be a floating tensor or array; got {came}.") from None
-    if hasattr(value, "detach"):
-        # PyTorch converts to NumPy's own dtypes only; float64 holds every narrower one exactly.
-        value = value.detach().cpu().double().numpy()
-    return np.array(value, dtype.name)
-
-
-def _padding(padding, kernel_size: int, strides, dilation_rate) -> Any:
+def _padding(padding, kernel_size: int, strides, dilation_rate, one_axis: bool) -> Any:
     """This layer's word for PyTorch's `padding`; words are the config's to judge."""
     if isinstance(padding, str):
         return padding
-    (amount,) = padding if isinstance(padding, (tuple, list)) and len(padding) == 1 else (padding,)
-    amount = integer("padding", amount)
+    amounts = padding if isinstance(padding, (tuple, list)) and 1 <= len(padding) <= 2 else (padding,)
+    left, right = amounts[0], amounts[-1]
+    left, right = integer("padding", left), integer("padding", right)
     strides = _arguments.size("strides", strides)
     reach = _window.span(kernel_size, _arguments.size("dilation_rate", dilation_rate)) - 1
-    if amount == 0:
-        return "valid"
-    # Zeros on both sides, as many whatever the length: that is "same" at stride 1, where both halves are equal. At
-    # other strides "same" depends on the length.
-    if strides == 1 and 2 * amount == reach:
-        return "same"
-    same = f"or {reach // 2}, which is 'same', " if strides == 1 and reach and reach % 2 == 0 else ""
+    if len(amounts) == 2 and not one_axis:
+        raise ValueError(
+            f"`padding` must be a number of zeros, or a word, with the weight of a Conv2d, whose pair is of two axes; "
+            f"got {padding!r}. Pass what it pads along the kernel: {max(left, right)}, if the other axis has none."
+        )
+    known = {(reach, 0): "causal"}
+    if strides == 1:  # at other strides "same" depends on the length
+        known[reach // 2, reach - reach // 2] = "same"
+    known[0, 0] = "valid"
+    if (left, right) in known:
+        return known[left, right]
+    words = ", ".join(f"{list(pair)} ({word!r})" for pair, word in known.items())
     raise ValueError(
-        f"`padding` must be 'valid', 'same', 'causal', 0 {same}for kernel_size={kernel_size}, strides={strides} and "
-        f"dilation_rate={dilation_rate}; got {padding!r}. For another number of zeros pad the input with jnp.pad and "
-        "pass 'valid'; where the module cuts what it padded off its end, as causal ones do, pass 'causal'."
+        f"`padding` must be a word, or zeros on the left and on the right that are one: {words} for "
+        f"kernel_size={kernel_size}, strides={strides} and dilation_rate={dilation_rate}; got {[left, right]}. For "
+        "others pad the input with jnp.pad and pass 'valid'; where the module cuts what it padded off its end, as "
+        "causal ones do, pass 'causal'."
     )
-
-
-def _folded(matrix: np.ndarray, first_bias, second_bias) -> np.ndarray:
-    """`second_bias + matrix @ first_bias` in float64, where either may be absent."""
-    bias = np.zeros(len(matrix)) if second_bias is None else second_bias.astype(np.float64)
-    return bias if first_bias is None else bias + matrix.astype(np.float64) @ first_bias.astype(np.float64)
 
 
 def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A depthwise and a pointwise `Conv1d` are this layer: by definition in float64, and in PyTorch if installed."""
 
-import subprocess
+import collections
+import pkgutil
 import sys
 
 import jax
@@ -120,6 +121,10 @@ def test_other_settings_are_the_configs():
         ((0,), 4, 2, "valid"),
         (1, 3, 1, "same"),
         ([4], 5, 2, "same"),
+        ((1, 1), 3, 1, "same"),
+        ((1, 2), 4, 1, "same"),  # the odd zero is on the right
+        ((0, 0), 1, 1, "valid"),
+        ((4, 0), 3, 2, "causal"),
         ("SAME", 4, 1, "same"),
     ],
 )
@@ -135,16 +140,18 @@ def test_numbers_of_zeros_become_words(padding, kernel_size, dilation_rate, word
         (
             {"padding": 1, "strides": 2},
             ValueError,
-            r"`padding` must be 'valid', 'same', 'causal', 0 for .*; got 1",
+            r"`padding` must be .*: \[2, 0\] \('causal'\), \[0, 0\] \('valid'\) for .*; got \[1, 1\]",
         ),
         (
-            {"padding": 2},
+            {"padding": (0, 2)},
             ValueError,
-            r"`padding` must be .* or 1, which is 'same', for kernel_size=3, .*; got 2",
+            r"`padding` must be .*'causal'\), \[1, 1\] \('same'\), \[0, 0\] .* for kernel_size=3.*; got \[0, 2\]",
         ),
+        ({"padding": (1, 1, 1)}, TypeError, r"`padding` must be an integer; got \(1, 1, 1\)"),
         ({"padding": "full"}, ValueError, r"`padding` must be one of .*; got 'full'"),
         ({"padding": 1.0}, TypeError, r"`padding` must be an integer; got 1.0"),
-        ({"padding": (1, 1)}, TypeError, r"`padding` must be an integer; got \(1, 1\)"),
+        ({"padding": (1, 1.5)}, TypeError, r"`padding` must be an integer; got 1.5"),
+        ({"eps": -1.0}, ValueError, r"`eps` must be at least 0; got -1.0"),
         (
             {"depth_multiplier": 4},
             ValueError,
@@ -165,7 +172,7 @@ def test_numbers_of_zeros_become_words(padding, kernel_size, dilation_rate, word
         (
             {"pointwise": "2."},
             ValueError,
-            r"must hold '2.weight', the weight of the pointwise Conv1d; got '0.weight'",
+            r"must hold '2.weight', the weight of the pointwise convolution; got '0.weight'",
         ),
     ],
 )
@@ -177,7 +184,10 @@ def test_refused_arguments(arguments, error, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"0.weight": (6, 3, 3)}, r"'0.weight'\]` must be .*groups=in_channels; got the shape \(6, 3, 3\)"),
+        (
+            {"0.weight": (6, 3, 3)},
+            r"'0.weight'\]` must be .*groups=in_channels, .*; got the shape \(6, 3, 3\)",
+        ),
         (
             {"0.weight": (6, 1, 3, 3)},
             r"'0.weight'\]` must be \(in_channels \* depth_multiplier, 1, kernel_size\)",
@@ -200,7 +210,9 @@ def test_refused_arguments(arguments, error, message):
 )
 def test_shapes_of_other_convolutions_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
-        from_state_dict(state() | {key: np.zeros(shape, np.float32) for key, shape in changed.items()})
+        from_state_dict(
+            state(biases=()) | {key: np.zeros(shape, np.float32) for key, shape in changed.items()}
+        )
 
 
 @pytest.mark.parametrize(
@@ -277,23 +289,12 @@ def test_a_layer_that_does_not_fit_is_not_written(changed, message):
         to_state_dict(**{"config": config, "params": params, "tensors": False} | changed)
 
 
-def test_torch_is_not_imported_for_arrays():
-    program = """
-import sys
-sys.modules["torch"] = None  # an import of it fails
-import jax, flax_sepconv as fsc
-from flax_sepconv.interop import torch
-config = fsc.SeparableConv1DConfig(4, 3)
-params = fsc.init_params(jax.random.key(0), 6, config)
-torch.from_state_dict(torch.to_state_dict(config, params, tensors=False))
-try:
-    torch.to_state_dict(config, params)
-except ImportError as error:
-    assert "pip install torch" in str(error)
-else:
-    raise AssertionError
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_torch_is_not_imported_for_arrays(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+    config, params = from_state_dict(state())
+    from_state_dict(to_state_dict(config, params, tensors=False))
+    with pytest.raises(ImportError, match="pip install torch"):
+        to_state_dict(config, params)
 
 
 @pytest.fixture
@@ -362,3 +363,187 @@ def test_tensors_that_change_later_change_nothing(torch):
             parameter.zero_()
     for name, value in params.items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def same_output(torch, model, config, params, x, to_ours=lambda x: x):
+    """Whether a PyTorch model in eval mode and a layer give the same, to rounding."""
+    with torch.no_grad():
+        expected = model.eval()(x).numpy()
+    np.testing.assert_allclose(
+        fsc.separable_conv1d(params, to_ours(x.numpy()), config), to_ours(expected), atol=2e-6, rtol=2e-6
+    )
+
+
+@pytest.fixture
+def convolutions(torch):
+    """A depthwise and a pointwise convolution, each as the functions wrap them, and an input for both."""
+
+    def make(*around, cls="Conv1d", size=3, **settings):
+        torch.manual_seed(0)
+        cls = getattr(torch.nn, cls)
+        pointwise = cls(8, 5, 1)
+        return [*around, cls(4, 8, size, groups=4, **settings), pointwise], torch.randn(3, 4, 11)
+
+    return make
+
+
+def batch_norm(torch, channels, **settings):
+    """A BatchNorm that has seen and learned something."""
+    norm = torch.nn.BatchNorm1d(channels, **settings)
+    for name, tensor in norm.state_dict().items():
+        if tensor.ndim:
+            torch.nn.init.uniform_(tensor, 0.5 if name == "running_var" else -1.0, 2.0)
+    return norm
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("form", ["torch.nn.utils", "torch.nn.utils.parametrizations"])
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_is_folded(torch, convolutions, form, dim):
+    weight_norm = pkgutil.resolve_name(form).weight_norm
+    layers, x = convolutions(padding=1)
+    model = torch.nn.Sequential(*(weight_norm(layer, dim=dim) for layer in layers))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("weight_g", "original0")):
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    assert "0.weight" not in model.state_dict()
+    same_output(torch, model, *from_state_dict(model.state_dict(), depth_multiplier=2, padding=1), x)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("places", [("between",), ("behind",), ("between", "behind")])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_is_folded_where_its_prefix_is_given(torch, convolutions, affine, places, bias):
+    (depthwise, pointwise), x = convolutions(bias=bias, padding=1)
+    norms = {
+        place: batch_norm(torch, channels, affine=affine, eps=1e-2)
+        for place, channels in (("between", 8), ("behind", 5))
+        if place in places
+    }
+    ordered = {"depthwise": depthwise, "between": None, "pointwise": pointwise, "behind": None} | norms
+    model = torch.nn.Sequential(collections.OrderedDict((k, v) for k, v in ordered.items() if v))
+    config, params = from_state_dict(
+        model.state_dict(),
+        "depthwise.",
+        "pointwise.",
+        depth_multiplier=2,
+        padding=1,
+        depthwise_batch_norm="between." if "between" in places else None,
+        pointwise_batch_norm="behind." if "behind" in places else None,
+        eps=1e-2,
+    )
+    same_output(torch, model, config, params, x)
+
+
+def test_a_batch_norm_that_was_not_given_is_named_and_the_advice_works(torch, convolutions):
+    (depthwise, pointwise), x = convolutions()
+    model = torch.nn.Sequential(depthwise, batch_norm(torch, 8), pointwise)
+    state = model.state_dict()
+    with pytest.raises(
+        ValueError, match=r"'1.' is a BatchNorm: pass it as `depthwise_batch_norm`, and as `pointwise`"
+    ):
+        from_state_dict(state, "0.", "1.", depth_multiplier=2)
+    with pytest.warns(
+        UserWarning, match=r"a BatchNorm '1.' between .* pass depthwise_batch_norm='1.', .* leave its"
+    ):
+        left_out = from_state_dict(state, "0.", "2.", depth_multiplier=2)
+    same_output(
+        torch, model, *from_state_dict(state, "0.", "2.", depth_multiplier=2, depthwise_batch_norm="1."), x
+    )
+    without = {name: value for name, value in state.items() if not name.startswith("1.")}
+    config, params = from_state_dict(without, "0.", "2.", depth_multiplier=2)
+    assert config == left_out[0]
+    jax.tree.map(np.testing.assert_array_equal, params, left_out[1])
+    same_output(torch, torch.nn.Sequential(depthwise, pointwise), config, params, x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"depthwise_batch_norm": "0."},
+            r"must hold '0.running_mean' and .*got '0.weight', .*`depthwise_batch_norm`",
+        ),
+        ({"pointwise_batch_norm": "n."}, r"must hold 'n.running_mean'.*`track_running_stats=False`"),
+        (
+            {"pointwise_batch_norm": "norm."},
+            r"`state_dict\['norm.running_mean'\]` must have the shape \(4,\), .* that '1.weight' gives; got \(6,\)",
+        ),
+    ],
+)
+def test_what_is_no_batch_norm_is_refused(arguments, message):
+    norm = {f"norm.{name}": np.ones(6, np.float32) for name in ("running_mean", "running_var")}
+    statistics = {"n.weight": np.ones(4, np.float32)}
+    with pytest.raises(ValueError, match=message):
+        from_state_dict(state() | norm | statistics, **arguments)
+
+
+@pytest.mark.parametrize(("size", "axis"), [((1, 3), 3), ((3, 1), 2), ((1, 1), 2)])
+def test_kernels_of_conv2d_along_one_axis_are_taken(torch, convolutions, size, axis):
+    layers, x = convolutions(cls="Conv2d", size=size, padding=[int(each > 1) for each in size])
+    model = torch.nn.Sequential(*layers)
+    config, params = from_state_dict(model.state_dict(), depth_multiplier=2, padding=int(max(size) > 1))
+    same_output(torch, model, config, params, x.unsqueeze(5 - axis), lambda x: x.squeeze(5 - axis))
+
+
+def test_a_pair_of_two_axes_is_no_pair_of_two_sides(torch, convolutions):
+    layers, x = convolutions(cls="Conv2d", size=(3, 1), padding=(2, 0), dilation=(2, 1))
+    model = torch.nn.Sequential(*layers)
+    given = {"depth_multiplier": 2, "dilation_rate": 2}
+    with pytest.raises(
+        ValueError, match=r"`padding` must be a number .*got \(2, 0\). Pass .* along the kernel: 2"
+    ):
+        from_state_dict(model.state_dict(), padding=(2, 0), **given)
+    config, params = from_state_dict(model.state_dict(), padding=2, **given)
+    same_output(torch, model, config, params, x.unsqueeze(3), lambda x: x.squeeze(3))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_advice_about_padding_works(torch, convolutions, stride):
+    given = {"depth_multiplier": 2, "strides": stride}
+    layers, x = convolutions(stride=stride, padding=2)
+    model = torch.nn.Sequential(*layers)
+    with pytest.raises(ValueError, match=r"For others pad the input with jnp.pad and pass 'valid'"):
+        from_state_dict(model.state_dict(), padding=2, **given)
+    config, params = from_state_dict(model.state_dict(), padding="valid", **given)
+    with torch.no_grad():
+        expected = model(x)
+    padded = jnp.pad(x.numpy(), [(0, 0), (0, 0), (2, 2)])
+    np.testing.assert_allclose(fsc.separable_conv1d(params, padded, config), expected, atol=2e-6)
+    if stride == 1:  # "where the module cuts what it padded off its end"
+        config, params = from_state_dict(model.state_dict(), padding="causal", **given)
+        np.testing.assert_allclose(
+            fsc.separable_conv1d(params, x.numpy(), config), expected[..., :-2], atol=2e-6
+        )
+    # A module that pads the left only, of two numbers as PyTorch's own padding takes them.
+    layers, x = convolutions(torch.nn.ConstantPad1d((2, 0), 0.0), stride=stride)
+    model = torch.nn.Sequential(*layers)
+    config, params = from_state_dict(model.state_dict(), "1.", "2.", padding=(2, 0), **given)
+    same_output(torch, model, config, params, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("how", ["parametrizations", "spectral_norm", "prune"])
+def test_another_parametrization_is_refused_and_the_advice_works(torch, convolutions, how):
+    from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, spectral_norm
+
+    layers, x = convolutions()
+    wrap, remove = {
+        "parametrizations": (
+            parametrizations.spectral_norm,
+            lambda module: parametrize.remove_parametrizations(module, "weight"),
+        ),
+        "spectral_norm": (spectral_norm, remove_spectral_norm),
+        "prune": (
+            lambda module: prune.l1_unstructured(module, "weight", 0.5),
+            lambda module: prune.remove(module, "weight"),
+        ),
+    }[how]
+    model = torch.nn.Sequential(wrap(layers[0]), layers[1]).eval()
+    model(x)
+    with pytest.raises(
+        ValueError, match=r"must hold '0.weight'.* Make it a plain weight there first, by `torch.nn"
+    ):
+        from_state_dict(model.state_dict(), depth_multiplier=2)
+    remove(layers[0])
+    same_output(torch, model, *from_state_dict(model.state_dict(), depth_multiplier=2), x)
