@@ -152,18 +152,17 @@ def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]
     try:
         name.encode()
         check_config(config)
-        check_params(params, None, config)
+        values = check_params(params, None, config)
         written = entries(config)
     except (ValueError, TypeError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{argument}: {error}") from None
-    arrays = {}
-    for leaf, value in params.items():
-        array = np.asarray(value)
-        dtype = array.dtype.newbyteorder("=")
-        if dtype not in FLOATS:
-            raise TypeError(f"{argument}: `params[{leaf!r}]` must hold floating-point numbers; got {dtype}.")
-        arrays[leaf] = np.asarray(array, dtype, order="C")
+    arrays = {leaf: np.asarray(value, order="C") for leaf, value in values.items()}
+    for leaf, array in arrays.items():
+        if array.dtype not in FLOATS:
+            raise TypeError(
+                f"{argument}: `params[{leaf!r}]` must hold floating-point numbers; got {array.dtype}."
+            )
     return written, arrays
 
 

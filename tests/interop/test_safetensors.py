@@ -68,16 +68,12 @@ def test_the_package_reads_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize(
-    "made", [np.asarray, lambda value: value.astype(value.dtype.newbyteorder(">")), jnp.array]
-)
+@pytest.mark.parametrize("made", [np.asarray, jnp.asarray])
 def test_every_dtype_is_kept_to_the_last_bit(dtype, made, tmp_path):
     with jax.enable_x64(dtype == "float64"):
         config = fsc.SeparableConv1DConfig(4, 3, param_dtype=dtype, dtype=dtype)
         params = fsc.init_params(jax.random.key(0), 5, config)
-        if made is not jnp.array and dtype == "bfloat16":
-            made = np.asarray  # NumPy swaps no bytes of bfloat16
-        given = {leaf: made(np.asarray(value)) for leaf, value in params.items()}
+        given = {leaf: made(value) for leaf, value in params.items()}
         safetensors.save(tmp_path / "layers.safetensors", {"it": (config, given)})
         assert same(safetensors.load(tmp_path / "layers.safetensors"), {"it": (config, params)})
 
