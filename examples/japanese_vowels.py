@@ -188,7 +188,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             )
             console.print(f"The run in {options.out} {what}.")
         with Progress(console=console) as progress:
-            task = progress.add_task("", total=options.epochs, completed=done)
+            task = progress.add_task("compiling", total=options.epochs, completed=done)
             for number in range(done + 1, options.epochs + 1):
                 state = epoch(state, train, test)
                 line = f"epoch {number}, loss {state.history['loss'][number - 1]:.3f}"
@@ -261,13 +261,13 @@ def cross_validate(options: argparse.Namespace, console: Console) -> None:
     start, epoch = training(options, np.sum(part_of != 0))
     scores = []
     with Progress(console=console) as progress:
-        task = progress.add_task("cross-validation", total=parts * options.epochs)
+        task = progress.add_task("compiling", total=parts * options.epochs)
         for part in range(parts):
             train, test = standardized(data.pick(part_of != part), data.pick(part_of == part))
             state = start()
             for _ in range(options.epochs):
                 state = epoch(state, train, test)
-                progress.advance(task)
+                progress.update(task, advance=1, description=f"without part {part + 1}")
             scores.append([state.history[name][-1] for name in ("test accuracy", "test cross-entropy")])
 
     table = Table("held out", "accuracy", "cross-entropy", box=SIMPLE_HEAD)

@@ -19,7 +19,6 @@ they are, and are read from the file with h5py.
 """
 
 import argparse
-import dataclasses
 import functools
 import io
 import os
@@ -145,17 +144,12 @@ class SepCNN(nn.Module):
         for pair in blocks:
             x = nn.Dropout(DROPOUT, deterministic=not train)(x)
             for config in pair:
-                x = separable(config)(x)
+                x = fsc.SeparableConv1D.from_config(config)(x)
             x = nn.max_pool(x, (POOL_SIZE,), (POOL_SIZE,))
         for config in last:
-            x = separable(config)(x)
+            x = fsc.SeparableConv1D.from_config(config)(x)
         x = nn.Dropout(DROPOUT, deterministic=not train)(x.mean(axis=1))
         return nn.Dense(len(PACKAGES), name="dense")(x)
-
-
-def separable(config: fsc.SeparableConv1DConfig) -> fsc.SeparableConv1D:
-    """The Linen layer of a config."""
-    return fsc.SeparableConv1D(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def embedding_and_dense(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:

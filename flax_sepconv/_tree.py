@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from flax_sepconv._messages import shown
-from flax_sepconv.config import SeparableConv1DConfig, Weight
+from flax_sepconv.config import SeparableConv1DConfig, Weight, check_config
 
 Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
 """One layer's config, or those of a model by the layers' paths, parts joined with `/`."""
@@ -69,7 +70,8 @@ def places_of(configs: Configs) -> dict[Path, Place]:
     Raises:
         TypeError: `configs` is neither a config nor a mapping of them.
     """
-    if isinstance(configs, SeparableConv1DConfig):
+    if isinstance(configs, SeparableConv1DConfig | Tracer):
+        check_config(configs, "configs")
         configs = {"": configs}
     if not isinstance(configs, Mapping):
         raise TypeError(
@@ -78,6 +80,11 @@ def places_of(configs: Configs) -> dict[Path, Place]:
         )
     found = {}
     for path, config in configs.items():
+        if isinstance(config, Tracer):
+            raise TypeError(
+                "`configs` is static, and a jitted function got it as arrays. Close over it, as `jax.jit(lambda "
+                "params: fsc.regularization_loss(params, configs))` does: a mapping cannot be in static_argnames."
+            )
         if not isinstance(path, str) or not isinstance(config, SeparableConv1DConfig):
             raise TypeError(
                 f"`configs` must map paths like 'block/conv' to SeparableConv1DConfigs; got {path!r}: {shown(config)}."

@@ -345,8 +345,8 @@ def check_config(config: object, argument: str = "config") -> None:
     if isinstance(config, Tracer):
         raise TypeError(
             f"`{argument}` is static, and a jitted function got it as an array. Name it in "
-            f"`jax.jit(..., static_argnames={argument!r})`, or close over it: "
-            f"`jax.jit(lambda params, x: fsc.separable_conv1d(params, x, {argument}))`."
+            f"`jax.jit(..., static_argnames={argument!r})`, or close over it, as `jax.jit(lambda params, x: "
+            f"fsc.separable_conv1d(params, x, {argument}))` does."
         )
     if not isinstance(config, SeparableConv1DConfig):
         raise TypeError(f"`{argument}` must be a SeparableConv1DConfig; got {shown(config)}.")

@@ -172,6 +172,8 @@ CONFIG_CALLS = {
     "init_stream": (lambda batch, config: fsc.init_stream(config, (2,), 2), X),
     "stream_step": (fsc.stream_step, PARAMS, X, X[:, :2]),
     "activity_loss": (fsc.activity_loss, X),
+    "regularization_loss": (fsc.regularization_loss, PARAMS),
+    "constrain": (lambda x, configs: fsc.constrain(configs), X),
 }
 
 
@@ -180,6 +182,13 @@ def test_a_traced_config_says_that_configs_are_static(name):
     function, *arguments = CONFIG_CALLS[name]
     with pytest.raises(TypeError, match=r"`configs?` is static, .*static_argnames='configs?'.*close over it"):
         jax.jit(function)(*arguments, CONFIG)
+
+
+def test_a_traced_mapping_of_configs_is_to_be_closed_over():
+    params, configs = {"conv": PARAMS}, {"conv": CONFIG}
+    with pytest.raises(TypeError, match=r"`configs` is static, .*Close over it"):
+        jax.jit(fsc.regularization_loss)(params, configs)
+    assert jax.jit(lambda params: fsc.regularization_loss(params, configs))(params) == 0
 
 
 def test_what_the_message_on_static_configs_says_works():
