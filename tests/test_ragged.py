@@ -137,8 +137,8 @@ FIRST = fsc.SeparableConv1DConfig(4, 3, data_format="channels_first", activation
 @pytest.mark.parametrize(
     ("lengths", "config", "error", "message"),
     [
-        ([9, 4], CONFIG, TypeError, "`lengths` must be an array of integers; got [9, 4]"),
-        (True, CONFIG, TypeError, "`lengths` must be an array of integers; got True"),
+        ("9", CONFIG, TypeError, "`lengths` must be an array; got '9'"),
+        (True, CONFIG, TypeError, "`lengths` must hold integers; got an array of dtype bool"),
         (LENGTHS * 1.0, CONFIG, TypeError, "`lengths` must hold integers; got an array of dtype float64"),
         (LENGTHS[:1], CONFIG, ValueError, "the batch axes of `x`, (2,); got (1,)"),
         (9, CONFIG, ValueError, "the batch axes of `x`, (2,); got ()"),
