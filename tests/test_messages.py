@@ -27,7 +27,7 @@ def test_what_a_terminal_would_not_show_is_escaped(text, shown):
         ([1, "a", (2.5,), {"b": None}], "[1, 'a', (2.5,), {'b': None}]"),
         (10**6000, "an integer of 19932 bits"),
         ([[1] * 10**6] * 10**6, "[[1, 1, 1, "),
-        ({i: "x" * 10**7 for i in range(10**4)}, "{0: 'xxx"),
+        (dict.fromkeys(range(10**4), "x" * 10**7), "{0: 'xxx"),
         (functools.reduce(lambda inner, _: [inner], range(10**5), []), "[[[[["),
     ],
     ids=["small", "integer", "list", "dict", "deep"],
