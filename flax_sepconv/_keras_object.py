@@ -34,7 +34,7 @@ class KerasObject(abc.ABC):
 
     def __repr__(self) -> str:
         given = (field.name for field in self._fields() if getattr(self, field.name) != field.default)
-        parts = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
+        parts = ", ".join(f"{name}={shown(getattr(self, name))}" for name in given)
         return f"{type(self).__name__}({parts})"
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:

@@ -1,73 +1,26 @@
-"""Bytes by position, and the zip archive that a `.keras` file is.
+"""The zip archive that a `.keras` file is.
 
-Files are untrusted. A `Source` gives the bytes at a position and refuses what lies beyond its end, before
-anything is allocated. An archive's members are `Source`s too: Keras stores them as they are, so a member is a
-range of the file, its bytes can be replaced in place, and nothing is ever unpacked to disk. A member that
-somebody compressed is unpacked in memory, within bounds.
+Keras stores an archive's members as they are, so a member is a range of the file, its bytes can be replaced in place,
+and nothing is ever unpacked to disk. A member that somebody compressed is unpacked in memory, within bounds. What
+the directory says of a member counts; the header before it only has to have the same name.
 
 The standard library's `zipfile` reads archives too, but tells neither where a member's bytes are nor, before it
 has read it all, how large a directory is.
 """
 
-import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-MEBIBYTE = 2**20
+from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._bytes import MEBIBYTE, Source
+from flax_sepconv.interop._regions import Regions
 
 _DIRECTORY_LIMIT = 4 * MEBIBYTE
+_MEMBER_STEPS, _MEMBER_BYTES = 15, 500
 # Weights hardly compress. What expands further than this is no model, except for some small change.
 _EXPANSION_LIMIT, _SMALL_CHANGE = 8, 4 * MEBIBYTE
-
-
-class Source:
-    """A range of a file that is open for reading.
-
-    Args:
-        file: opened in binary mode, seekable.
-        start: position in it of the first byte.
-        size: number of bytes; `None` for all the rest.
-    """
-
-    def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None):
-        self.file, self.start = file, start
-        self.size = file.seek(0, io.SEEK_END) - start if size is None else size
-
-    def read(self, at: int, size: int) -> bytes:
-        """Exactly the `size` bytes at the position `at`.
-
-        Raises:
-            ValueError: they are not all within the source.
-        """
-        if at < 0 or size < 0 or at + size > self.size:
-            raise ValueError(
-                f"it is cut off or damaged: it refers to bytes {at} to {at + size} of {self.size}."
-            )
-        self.file.seek(self.start + at)
-        data = self.file.read(size)
-        if len(data) != size:
-            raise ValueError(f"it became shorter than its {self.size} bytes while it was read.")
-        return data
-
-    def pieces(self) -> Iterator[bytes]:
-        """All of it, a mebibyte at a time."""
-        for at in range(0, self.size, MEBIBYTE):
-            yield self.read(at, min(MEBIBYTE, self.size - at))
-
-    def crc32(self) -> int:
-        """The checksum that zip archives use."""
-        crc = 0
-        for piece in self.pieces():
-            crc = zlib.crc32(piece, crc)
-        return crc
-
-
-def opened(path: str, stack: contextlib.ExitStack) -> Source:
-    """A whole file, for as long as the stack lasts."""
-    return Source(stack.enter_context(open(path, "rb")))
 
 
 class Member(NamedTuple):
@@ -75,6 +28,7 @@ class Member(NamedTuple):
 
     Attributes:
         name: its name.
+        raw_name: its name as it is in the archive.
         flags: bit 0 is set where it is encrypted, bit 3 where its checksum stands after it.
         method: 0 where it is stored as it is, 8 where it is deflated.
         crc: the checksum of its content.
@@ -85,6 +39,7 @@ class Member(NamedTuple):
     """
 
     name: str
+    raw_name: bytes
     flags: int
     method: int
     crc: int
@@ -99,8 +54,8 @@ def is_archive(source: Source) -> bool:
     return source.size >= 4 and source.read(0, 4) == b"PK\3\4"
 
 
-def members(source: Source) -> dict[str, Member]:
-    """The members of an archive by name; of several of one name the last, as everywhere.
+def members(source: Source, budget: Budget) -> list[Member]:
+    """The members of an archive. Of several of one name the last counts, as everywhere.
 
     Raises:
         ValueError: there is no directory, or it is damaged or too large.
@@ -108,34 +63,45 @@ def members(source: Source) -> dict[str, Member]:
     start, size = _directory(source)
     if size > _DIRECTORY_LIMIT:
         raise ValueError(f"its zip directory has {size} bytes, more than a model's ever has.")
+    budget.hold(size)
     directory = source.read(start, size)
-    found, at = {}, 0
+    found, at = [], 0
     while at < size:
+        budget.step(_MEMBER_STEPS)
+        budget.hold(_MEMBER_BYTES)
         try:
             magic, flags, method, crc, packed, unpacked, *lengths, header = struct.unpack_from(
                 "<4s4x2H4x3I3H8xI", directory, at
             )
             name_at, extra_at = at + 46, at + 46 + lengths[0]
-            name = directory[name_at:extra_at].decode(errors="replace")
+            name = directory[name_at:extra_at]
             extra = directory[extra_at : extra_at + lengths[1]]
             packed, unpacked, header = _zip64(extra, packed, unpacked, header)
         except struct.error:
             raise ValueError("its zip directory is damaged.") from None
         if magic != b"PK\1\2":
             raise ValueError("its zip directory is damaged.")
-        found[name] = Member(name, flags, method, crc, packed, unpacked, header, start + at)
+        sizes = (method, crc, packed, unpacked, header, start + at)
+        found.append(Member(name.decode(errors="replace"), name, flags, *sizes))
         at = extra_at + lengths[1] + lengths[2]
     return found
 
 
-def content(source: Source, member: Member) -> Source:
+def content(source: Source, member: Member, limit: int | None = None) -> Source:
     """A member's content: a range of the archive itself where it is stored, in memory where it is deflated.
+
+    Args:
+        source: the archive.
+        member: one of its members.
+        limit: the most bytes that it may have, if there is a bound.
 
     Raises:
         ValueError: it is damaged, encrypted, in an unknown form, or expands beyond measure.
     """
     if member.flags & 1:
         raise ValueError(f"its member {member.name!r} is encrypted.")
+    if limit is not None and member.size > limit:
+        raise ValueError(f"its member {member.name!r} has {member.size} bytes, more than any model's.")
     start = content_start(source, member)
     packed = Source(source.file, source.start + start, member.packed)
     if member.method == 0 and member.packed == member.size:
@@ -159,20 +125,56 @@ def content_start(source: Source, member: Member) -> int:
     header = source.read(member.header, 30)
     if header[:4] != b"PK\3\4":
         raise ValueError(f"its member {member.name!r} is not where the zip directory says.")
-    start = member.header + 30 + sum(struct.unpack_from("<2H", header, 26))
+    name_size, extra_size = struct.unpack_from("<2H", header, 26)
+    start = member.header + 30 + name_size + extra_size
+    if source.read(member.header + 30, name_size) != member.raw_name:
+        raise ValueError(f"its member {member.name!r} has another name in the header before it.")
     if start + member.packed > source.size:
         raise ValueError(f"it is cut off or damaged: its member {member.name!r} goes beyond its end.")
     return start
 
 
 def checksum_positions(source: Source, member: Member) -> list[int]:
-    """Every place where the archive keeps the checksum of a member, 4 bytes each, in little endian."""
-    places = [member.entry + 16]
+    """Every place where the archive keeps the checksum of a member, 4 bytes each, in little endian.
+
+    Raises:
+        ValueError: something else than the member's checksum stands in such a place.
+    """
+    crc = member.crc.to_bytes(4, "little")
+    places, header = [member.entry + 16], member.header + 14
     if not member.flags & 8:
-        return [*places, member.header + 14]
-    # Written to something that could not seek: the checksum follows the content, with or without a magic.
-    end = content_start(source, member) + member.packed
-    return [*places, end + 4 if source.read(end, 4) == b"PK\7\x08" else end]
+        places.append(header)
+    else:  # written to something that could not seek: it follows the content, with or without a magic
+        end = _end(source, member)
+        has_magic = source.read(end, 4) == b"PK\7\x08" and source.read(end + 4, 4) == crc
+        places.append(end + 4 if has_magic else end)
+        if source.read(header, 4) == crc != bytes(4):
+            places.append(header)
+    for place in places:
+        if source.read(place, 4) != crc:
+            raise ValueError(f"its member {member.name!r} does not have the same checksum everywhere.")
+    return places
+
+
+def take_regions(source: Source, found: list[Member], inner: Member, regions: Regions) -> None:
+    """Marks everything in an archive as taken, but for the content of one member.
+
+    Raises:
+        ValueError: a member is not where the directory says.
+    """
+    start, _ = _directory(source)
+    regions.take(start, source.size - start, "the zip directory")
+    for member in found:
+        begin, end = content_start(source, member), _end(source, member)
+        after = 24 if member.flags & 8 else 0
+        regions.take(member.header, begin - member.header, f"the header of the member {member.name!r}")
+        regions.take(end, after, f"what follows the member {member.name!r}")
+        if member is not inner:
+            regions.take(begin, end - begin, f"the member {member.name!r}")
+
+
+def _end(source: Source, member: Member) -> int:
+    return content_start(source, member) + member.packed
 
 
 def _directory(source: Source) -> tuple[int, int]:

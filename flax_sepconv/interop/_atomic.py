@@ -1,48 +1,83 @@
 """Files that are either written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the context ends well, and vanishes otherwise.
 
-    It is made beside `path`, reaches the disk before it is renamed, and may be read as it is written. Where
-    `path` is a link, what it leads to is replaced. The permissions are those of the file that is replaced, else
-    those of any new file.
+    It is made beside `path` as `.flax_sepconv-` and 16 digits, is nobody else's to read meanwhile, reaches the disk
+    before it is renamed, and may be read as it is written. Where `path` is a link, what it leads to is replaced. Only
+    a process that is killed leaves the file behind. What fails after the renaming is no error.
 
     Args:
         path: the name that the file gets.
+        mode: the permissions of a new file, of which the process's mask is taken away. A file that replaces another
+            has the other's.
 
     Raises:
-        OSError: there can be no such file.
+        OSError: there can be no such file, or something else than a file is there; it has `path` as its name.
     """
-    target = os.path.realpath(path)
+    given = os.fsdecode(path)
+    target = os.path.realpath(given)
     folder = os.path.dirname(target)
     name = os.path.join(folder, f".flax_sepconv-{secrets.token_hex(8)}")
     try:
-        with open(name, "x+b") as file:
-            if os.path.exists(target):
-                shutil.copymode(target, name)
+        there = _replaced(given)
+        permissions = _masked(name, mode) if there is None else stat.S_IMODE(there.st_mode) & 0o777
+        with open(name, "x+b", opener=lambda name, flags: os.open(name, flags | _FLAGS, 0o600)) as file:
             yield file
             file.flush()
+            os.chmod(name, permissions)
             os.fsync(file.fileno())
         os.replace(name, target)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):
             os.unlink(name)
-        if isinstance(error, OSError) and error.filename == name:
-            # Under the name that the caller knows.
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        if isinstance(error, OSError) and error.errno and error.filename in (None, name):
+            raise OSError(
+                error.errno, error.strerror, given
+            ) from None  # under the name that the caller knows
         raise
-    if hasattr(os, "O_DIRECTORY"):  # the name is only safe once its folder is on disk too
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):  # the name is only safe once its folder is on disk too
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _replaced(path: str) -> os.stat_result | None:
+    """What is known of the file that is at a path, `None` where there is nothing yet."""
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        if path.endswith((os.sep, os.altsep or os.sep)):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path) from None
+        return None
+    if stat.S_ISDIR(there.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(there.st_mode):
+        raise OSError(errno.EINVAL, "is there and no regular file", path)
+    return there
+
+
+def _masked(name: str, mode: int) -> int:
+    """The permissions that a new file gets, found by making one: the mask cannot be read without changing it."""
+    descriptor = os.open(name, _FLAGS, mode & 0o777)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o777
+    finally:
+        os.close(descriptor)
+        os.unlink(name)

@@ -51,7 +51,11 @@ def float_dtype(body: bytes) -> np.dtype | None:
     if kind.kind != 1 or len(kind.more) < 12:
         return None
     dtype = _FLOATS.get(struct.unpack_from("<HH4BI", kind.more))
-    if dtype is None or dtype.itemsize != kind.size:
+    # The byte order has two bits, then comes how the mantissa is normalised (with its leading one left out), and in
+    # the second byte where the sign is.
+    if dtype is None or dtype.itemsize != kind.size or kind.bits & 64 or kind.bits >> 4 & 3 != 2:
+        return None
+    if kind.bits >> 8 & 255 != 8 * kind.size - 1:
         return None
     return dtype.newbyteorder(">" if kind.bits & 1 else "<")
 

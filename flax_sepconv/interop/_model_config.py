@@ -6,27 +6,28 @@ whatever has these two entries counts as a layer here, and nothing needs to be k
 none is imported.
 """
 
+import collections
 import dataclasses
-import itertools
-import json
 import re
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from flax_sepconv import _keras_config
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
+from flax_sepconv.interop import _json
+from flax_sepconv.interop._budget import Budget
 
-# A config of the largest models has some 2 MiB and is nested some 20 deep.
-SIZE_LIMIT, _DEPTH_LIMIT, LAYER_LIMIT, _NAME_LIMIT = 8 * 2**20, 200, 500, 256
+_NAME_LIMIT = 256
+# In steps: making a config, each value in one, and anything else that has a class and a config.
+CONFIG_STEPS, _VALUE_STEPS, _LAYER_STEPS, _LAYER_BYTES = 250, 2, 20, 1000
 
 _CLASSES = ("SeparableConv1D", "SeparableConvolution1D")
 _PACKAGES = ("", "keras", "tf_keras", "tensorflow", "tf")
 
 
-@dataclasses.dataclass(eq=False, slots=True)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class Layer:
     """A layer at one place in a model.
 
@@ -34,7 +35,9 @@ class Layer:
         name: its name.
         class_name: its class, without a package.
         config: the entries of its own config.
-        parent: the layer that holds it, `None` for the model itself.
+        path: the names from below the model down to it, joined with `/`.
+        trainable: whether this and all that holds it is trainable.
+        holder: leads to the layer that holds it, which must be kept; `None` for the model itself.
         slot: the entry of the parent's config that holds it.
         in_list: whether that entry holds a list or dict of layers.
         children: the layers it holds, in order.
@@ -46,7 +49,9 @@ class Layer:
     name: str
     class_name: str
     config: Mapping[str, Any]
-    parent: "Layer | None"
+    path: str
+    trainable: bool
+    holder: "weakref.ref[Layer] | None"
     slot: str
     in_list: bool
     children: list["Layer"] = dataclasses.field(default_factory=list)
@@ -55,26 +60,14 @@ class Layer:
     settings: SeparableConv1DConfig | None = None
 
     @property
-    def path(self) -> str:
-        """The names from below the model down to this layer, joined with `/`."""
-        return "/".join(each.name for each in reversed([*self.ancestors()][:-1])) or self.name
+    def parent(self) -> "Layer | None":
+        """The layer that holds it, `None` for the model itself."""
+        return self.holder() if self.holder else None
 
     @property
     def original(self) -> "Layer":
         """This layer at the first of its places."""
         return self.same_as or self
-
-    @property
-    def trainable(self) -> bool:
-        """Whether this and all that holds it is trainable."""
-        return all(each.config.get("trainable", True) for each in self.ancestors())
-
-    def ancestors(self) -> Iterator["Layer"]:
-        """This layer, what holds it, and so on up to the model."""
-        layer: Layer | None = self
-        while layer:
-            yield layer
-            layer = layer.parent
 
     def holding(self) -> Iterator["Layer"]:
         """This layer and all below it that hold a `SeparableConv1D`, in order."""
@@ -88,46 +81,30 @@ class Layer:
         return [layer for layer in self.holding() if layer.settings]
 
 
-def read(text: bytes | str, keras2: bool | None) -> Layer:
+def read(text: bytes | str, keras2: bool | None, budget: Budget) -> Layer:
     """The tree of layers that a model's config in JSON describes.
 
     Args:
         text: the JSON.
         keras2: whether a Keras before 3 wrote it; `None` where the file does not say.
+        budget: what reading the file may cost.
 
     Raises:
         ValueError: it is not JSON, not a model's config, beyond all measure, or a `SeparableConv1D` in it has
             a config that Keras would refuse.
     """
-    entry = parse(text)
+    entry = _json.parse(text, budget)
     if not is_layer(entry):
         raise ValueError(
             "its model config is not one that Keras writes: it has no 'class_name' and 'config'."
         )
-    return _Reader(keras2).layer(entry, None, "", False, None)
+    return _Reader(keras2, budget).layer(entry, None, "", False, None)
 
 
 def is_keras2(version: Any) -> bool | None:
     """Whether this version, as a file has it, is one of a Keras before 3; `None` where it is no version."""
     major, _, _ = str(version).partition(".")
     return int(major) < 3 if re.fullmatch("[0-9]{1,4}", major) else None
-
-
-def parse(text: bytes | str) -> Any:
-    """JSON of bounded size and depth.
-
-    Raises:
-        ValueError: too large, too deeply nested, or not JSON.
-    """
-    if len(text) > SIZE_LIMIT:
-        raise ValueError(f"its model config has {len(text)} bytes, more than any model's.")
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        if _depth(text) > _DEPTH_LIMIT:
-            raise ValueError("its model config is nested deeper than any model's.")
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"its model config is not JSON: {error}.") from None
 
 
 def is_layer(entry: Any) -> bool:
@@ -150,23 +127,35 @@ def is_separable(entry: Mapping) -> bool:
     )
 
 
-def settings(entry: Mapping, path: str, keras2: bool | None) -> SeparableConv1DConfig:
+def settings(entry: Mapping, path: str, keras2: bool | None, budget: Budget) -> SeparableConv1DConfig:
     """The config of the `SeparableConv1D` of an entry, with the meaning that it has for the Keras that wrote it.
 
     Raises:
         ValueError: Keras would refuse it too; the message names the layer's path.
     """
+    budget.step(CONFIG_STEPS)
     try:
-        _check_strings(entry["config"])
+        _check_strings(entry["config"], budget)
         return SeparableConv1DConfig(**_keras_config.from_keras(entry["config"], keras2))
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"layer {shown(path)}: {error}") from None
 
 
-def unused(key: str, taken: Mapping[str, Any]) -> str:
-    """The key, numbered where it is taken: classes of somebody's own may hold several layers of one name."""
-    numbered = (f"{key}_{number}" for number in itertools.count(1))
-    return next(each for each in itertools.chain((key,), numbered) if each not in taken)
+class Names:
+    """Names of which none is given twice: classes of somebody's own may hold several layers of one name."""
+
+    def __init__(self):
+        self._taken: set[str] = set()
+        self._numbers: collections.Counter[str] = collections.Counter()
+
+    def unused(self, name: str) -> str:
+        """The name, numbered where it is taken."""
+        numbered = name
+        while numbered in self._taken:
+            self._numbers[name] += 1
+            numbered = f"{name}_{self._numbers[name]}"
+        self._taken.add(numbered)
+        return numbered
 
 
 def snake_case(class_name: str, keras_2: bool) -> str:
@@ -180,10 +169,9 @@ def snake_case(class_name: str, keras_2: bool) -> str:
 class _Reader:
     """Makes the tree, and knows the layers that the model shares by now."""
 
-    def __init__(self, keras2: bool | None):
-        self.keras2 = keras2
+    def __init__(self, keras2: bool | None, budget: Budget):
+        self.keras2, self.budget = keras2, budget
         self.shared: dict[Any, Layer] = {}
-        self.count = 0
 
     def layer(
         self, entry: Mapping, parent: Layer | None, slot: str, in_list: bool, twin: Layer | None
@@ -196,19 +184,19 @@ class _Reader:
         name = name if isinstance(name, str) and name else snake_case(class_name, keras_2=False)
         if max(map(len, (name, class_name, slot))) > _NAME_LIMIT:
             raise ValueError(f"its model config has a name of more than {_NAME_LIMIT} characters.")
-        layer = Layer(name, class_name, config, parent, slot, in_list)
+        self.budget.step(_LAYER_STEPS)
+        path = f"{parent.path}/{name}" if parent and parent.parent else name
+        self.budget.hold(_LAYER_BYTES + len(path))
+        holder = weakref.ref(parent) if parent else None
+        trainable = bool(config.get("trainable", True)) and (parent is None or parent.trainable)
+        layer = Layer(name, class_name, config, path, trainable, holder, slot, in_list)
         ours, shared_id = is_separable(entry), entry.get("shared_object_id")
         if isinstance(shared_id, int | str):
             twin = self.shared.setdefault((shared_id, class_name, ours), layer)
         if twin and twin is not layer and (twin.class_name, twin.settings is not None) == (class_name, ours):
             layer.same_as = twin.original
         if ours:
-            self.count += 1
-            if self.count > LAYER_LIMIT:
-                raise ValueError(
-                    f"it has more than {LAYER_LIMIT} SeparableConv1D layers, more than any model."
-                )
-            layer.settings, layer.holds = settings(entry, layer.path, self.keras2), True
+            layer.settings, layer.holds = settings(entry, layer.path, self.keras2, self.budget), True
             return layer
         twins = iter(layer.same_as.children if layer.same_as else ())
         for key, value in config.items():
@@ -227,18 +215,11 @@ def _layers_in(value: Any, listed: bool = False) -> Iterator[tuple[Mapping, bool
             yield from _layers_in(each, listed=True)
 
 
-def _check_strings(value: Any) -> None:
+def _check_strings(value: Any, budget: Budget) -> None:
     """Refuses texts that no config of a layer has, before anything is made of them."""
     if isinstance(value, str) and len(value) > _NAME_LIMIT:
         raise ValueError(f"its config has a text of more than {_NAME_LIMIT} characters, {shown(value)}.")
     if isinstance(value, dict | list):
+        budget.step(_VALUE_STEPS * len(value))
         for each in value if isinstance(value, list) else (*value, *value.values()):
-            _check_strings(each)
-
-
-def _depth(text: str) -> int:
-    """How deep JSON is nested, found without nesting anything."""
-    without_strings = re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", text, flags=re.DOTALL)
-    brackets = np.frombuffer(re.sub(r"[^\[\]{}]+", "", without_strings).encode(), np.uint8)
-    opening = (brackets == ord("[")) | (brackets == ord("{"))
-    return int(np.where(opening, np.int8(1), np.int8(-1)).cumsum(dtype=np.int32).max(initial=0))
+            _check_strings(each, budget)

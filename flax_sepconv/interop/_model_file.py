@@ -9,20 +9,32 @@ that begins with the file's name; what is wrong with the path (no such file, no 
 """
 
 import contextlib
+import itertools
 import os
-import stat
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _archive, _hdf5, _model_config, _saved_model, _weights
-from flax_sepconv.interop._archive import Source
+from flax_sepconv.interop import (
+    _archive,
+    _bytes,
+    _hdf5,
+    _hdf5_regions,
+    _json,
+    _model_config,
+    _saved_model,
+    _weights,
+)
+from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._bytes import Source
+from flax_sepconv.interop._regions import Regions
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _REASON_LIMIT = 1000
+_ARRAY_STEPS = 100  # on its way to JAX
 
 
 class Found(NamedTuple):
@@ -49,15 +61,15 @@ class ModelFile(NamedTuple):
         layers: the layers by their paths of names.
         unknown: what looks like the weights of further layers, which the file has no config of.
         source: what the positions of weights count from; `None` where they cannot be replaced in place.
-        whole: the file as a whole.
         checksums: where in the whole file the checksum of the source stands.
+        regions: for the weights that are to be written, by their addresses, marks all that the file holds.
     """
 
     layers: dict[str, Found]
     unknown: list[str]
     source: Source | None = None
-    whole: Source | None = None
     checksums: Sequence[int] = ()
+    regions: Callable[[dict[int, str]], Regions] | None = None
 
 
 def read(
@@ -74,9 +86,9 @@ def read(
             ""
             if not file.unknown
             else (
-                f"{os.fspath(path)} has weights like those of SeparableConv1D layers at {shown(file.unknown)}, but no "
-                "config of them; they are left out. A class of your own must write its layers into its `get_config` to "
-                "have them found; or load the file in Keras and pass them to `from_layer`."
+                f"{os.fsdecode(path)} has weights like those of SeparableConv1D layers at {shown(file.unknown)}, but "
+                "no config of them; they are left out. A class of your own must write its layers into its `get_config` "
+                "to have them found; or load the file in Keras and pass them to `from_layer`."
             )
         )
         layers = {
@@ -99,66 +111,82 @@ def opened(path: str | os.PathLike, name: str | os.PathLike | None = None) -> It
         OSError: there is none, or it may not be read.
     """
     with contextlib.ExitStack() as stack:
+        budget = Budget()
         try:
-            file = _read(os.fspath(path), stack)
-            _check_places(file)
+            file = _read(path, stack, budget)
+            _check_places(file, budget)
         except (ValueError, RecursionError) as error:
             reason = str(error)
             reason = reason if len(reason) <= _REASON_LIMIT else f"{reason[:_REASON_LIMIT]}..."
-            raise ValueError(f"{os.fspath(name or path)}: {reason}") from None
+            raise ValueError(f"{os.fsdecode(name or path)}: {reason}") from None
         yield file
 
 
-def _check_places(file: ModelFile) -> None:
-    """Refuses weights of a wrong type or place, and more of them than the file has bytes."""
-    arrays = [array for found in file.layers.values() for place in found.places for array in place.values()]
-    spans = {(id(array.source), array.position, array.nbytes) for array in arrays}
-    sources = {id(array.source): array.source.size for array in arrays}
-    if len(spans) != len(arrays) or sum(size for _, _, size in spans) > sum(sources.values()):
-        raise ValueError("it is damaged: the weights of different layers overlap.")
+def _check_places(file: ModelFile, budget: Budget) -> None:
+    """Refuses weights of a wrong type or place, and layers that share some."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for found in file.layers.values():
+        for place in found.places:
+            for array in place.values():
+                budget.step(_ARRAY_STEPS)
+                spans.setdefault(id(array.source), []).append((array.position, array.nbytes))
+    for each in spans.values():
+        each.sort()
+        if any(at + size > after for (at, size), (after, _) in itertools.pairwise(each)):
+            raise ValueError("it is damaged: the weights of different layers overlap.")
 
 
-def _read(path: str, stack: contextlib.ExitStack) -> ModelFile:
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        if not _saved_model.is_saved_model(path):
+def _read(path: str | os.PathLike, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
+    if os.path.isdir(path):
+        folder = os.fsdecode(path)
+        if not _saved_model.is_saved_model(folder):
             raise ValueError("it is a folder, and no SavedModel. A .keras or .h5 file would do.")
-        found = _saved_model.read(path, stack)
+        found = _saved_model.read(folder, stack, budget)
         return ModelFile({key: Found(config, [weights]) for key, (config, weights) in found.items()}, [])
-    if not stat.S_ISREG(mode):
-        raise ValueError("it is neither a file nor a folder.")
-    source = _archive.opened(path, stack)
+    source = _bytes.opened(path, stack)
     if _archive.is_archive(source):
-        return _read_archive(source)
+        return _read_archive(source, stack, budget)
     if _hdf5.is_hdf5(source):
-        return _read_hdf5(source)
+        return _read_hdf5(source, stack, budget)
     raise ValueError("it is neither a .keras archive nor an HDF5 file, whatever its name says.")
 
 
-def _read_archive(whole: Source) -> ModelFile:
-    members = _archive.members(whole)
+def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
+    entries = _archive.members(whole, budget)
+    members = {member.name: member for member in entries}
     if _WEIGHTS not in members or _CONFIG not in members:
         raise ValueError(
             f"it is a zip archive, but none of a Keras model: it has no {_CONFIG!r} or no {_WEIGHTS!r}. "
             "A file saved with `model.save('name.keras')` would do."
         )
-    metadata = (
-        _model_config.parse(_text(_archive.content(whole, members[_METADATA])))
-        if _METADATA in members
-        else {}
-    )
+
+    def text(name: str) -> bytes:
+        source = _archive.content(whole, members[name], _json.SIZE_LIMIT)
+        return source.read(0, source.size)
+
+    metadata: Any = _json.parse(text(_METADATA), budget) if _METADATA in members else {}
     keras2 = _model_config.is_keras2(metadata.get("keras_version")) if isinstance(metadata, dict) else None
-    model = _model_config.read(_text(_archive.content(whole, members[_CONFIG])), keras2)
+    model = _model_config.read(text(_CONFIG), keras2, budget)
     source = _archive.content(whole, members[_WEIGHTS])
-    root = _hdf5.File(source).root
-    places, unknown = _weights.in_archive(model, root, keras_2=bool(keras2))
-    in_place = source.file is whole.file
-    checksums = _archive.checksum_positions(whole, members[_WEIGHTS]) if in_place else ()
-    return ModelFile(_by_name(places), unknown, source if in_place else None, whole, checksums)
+    file = _hdf5.File(source, budget, stack)
+    places, unknown = _weights.in_archive(model, file.root, keras_2=bool(keras2))
+    layers = _by_name(places)
+    if source.file is not whole.file:
+        return ModelFile(layers, unknown)
+
+    def regions(weights: dict[int, str]) -> Regions:
+        taken = Regions(budget)
+        _archive.take_regions(whole, entries, members[_WEIGHTS], taken)
+        _hdf5_regions.take_regions(file, weights, taken)
+        return taken
+
+    checksums = _archive.checksum_positions(whole, members[_WEIGHTS])
+    return ModelFile(layers, unknown, source, checksums, regions)
 
 
-def _read_hdf5(source: Source) -> ModelFile:
-    root = _hdf5.File(source).root
+def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
+    file = _hdf5.File(source, budget, stack)
+    root = file.root
     config, weights = root.attribute("model_config"), root.group("model_weights")
     if not isinstance(config, str) or weights is None:
         raise ValueError(
@@ -166,20 +194,21 @@ def _read_hdf5(source: Source) -> ModelFile:
             "`model.save('name.keras')` or `model.save('name.h5')` would do."
         )
     keras2 = _model_config.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
-    places, unknown = _weights.in_hdf5(_model_config.read(config, keras2), weights)
-    return ModelFile(_by_name(places), unknown, source, source)
+    places, unknown = _weights.in_hdf5(_model_config.read(config, keras2, budget), weights)
 
+    def regions(weights: dict[int, str]) -> Regions:
+        taken = Regions(budget)
+        _hdf5_regions.take_regions(file, weights, taken)
+        return taken
 
-def _text(source: Source) -> bytes:
-    if source.size > _model_config.SIZE_LIMIT:
-        raise ValueError(f"its model config has {source.size} bytes, more than any model's.")
-    return source.read(0, source.size)
+    return ModelFile(_by_name(places), unknown, source, (), regions)
 
 
 def _by_name(places: _weights.Places) -> dict[str, Found]:
     """The layers by their paths of names."""
-    layers: dict[str, Found] = {}
-    for layer, where in places.items():
-        assert layer.settings is not None
-        layers[_model_config.unused(layer.path, layers)] = Found(layer.settings, where)
-    return layers
+    names = _model_config.Names()
+    return {
+        names.unused(layer.path): Found(layer.settings, where)
+        for layer, where in places.items()
+        if layer.settings
+    }

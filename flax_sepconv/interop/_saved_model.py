@@ -20,12 +20,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _archive, _model_config, _wire
-from flax_sepconv.interop._archive import Source
+from flax_sepconv.interop import _bytes, _json, _model_config, _wire
+from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._bytes import Source
 
 _METADATA, _INDEX = "keras_metadata.pb", os.path.join("variables", "variables.index")
-_NAME_LIMIT, _SHARD_LIMIT = 1024, 1000
+_NAME_LIMIT, _SHARD_LIMIT, _RANK_LIMIT = 1024, 1000, 8
+_NODE_STEPS = 30
 # TensorFlow's numbers of the floating dtypes.
 _DTYPES = {
     1: np.dtype(np.float32),
@@ -42,15 +45,21 @@ class Variable:
     Args:
         entry: what the table says of it.
         shard: opens a shard by its number.
+        budget: what reading the files may cost.
     """
 
-    def __init__(self, entry: bytes, shard: Callable[[int], Source]):
-        fields = _wire.fields(entry)
+    def __init__(self, entry: bytes, shard: Callable[[int], Source], budget: Budget | None = None):
+        budget = budget or Budget()
+        fields = _wire.fields(entry, budget, range(1, 8))
         if 7 in fields:
             raise ValueError("its weights are stored in slices, as those of models on several machines are.")
         dtype, number, self.position, size = (_wire.number(fields, each) for each in (1, 3, 4, 5))
-        dimensions = [_wire.fields(each) for each in _wire.fields(fields.get(2, [b""])[0]).get(2, [])]
-        self.shape = tuple(_wire.number(each, 1) for each in dimensions)
+        dimensions = _wire.fields(fields.get(2, [b""])[0], budget, {2}).get(2, [])
+        if len(dimensions) > _RANK_LIMIT:
+            raise ValueError(
+                "it is damaged: one of its SeparableConv1D weights has more axes than any array."
+            )
+        self.shape = tuple(_wire.number(_wire.fields(each, budget, {1}), 1) for each in dimensions)
         if dtype not in _DTYPES:
             raise ValueError("one of its SeparableConv1D weights does not hold floating-point numbers.")
         self.dtype = _DTYPES[dtype].newbyteorder("<")
@@ -60,9 +69,13 @@ class Variable:
             raise ValueError("it is cut off or damaged: the size or place of a weight is wrong.")
 
     def read(self) -> np.ndarray:
-        """A copy of its values, in the machine's byte order."""
+        """Its values, in the machine's byte order."""
         data = self.source.read(self.position, self.nbytes)
-        return np.frombuffer(data, self.dtype).reshape(self.shape).astype(self.dtype.newbyteorder("="))
+        return (
+            np.frombuffer(data, self.dtype)
+            .reshape(self.shape)
+            .astype(self.dtype.newbyteorder("="), copy=False)
+        )
 
 
 def is_saved_model(folder: str) -> bool:
@@ -71,13 +84,14 @@ def is_saved_model(folder: str) -> bool:
 
 
 def read(
-    folder: str, stack: contextlib.ExitStack
+    folder: str, stack: contextlib.ExitStack, budget: Budget
 ) -> dict[str, tuple[SeparableConv1DConfig, dict[str, Variable]]]:
     """The config and the weights of each `SeparableConv1D`, by the layers' names joined with `/`.
 
     Args:
         folder: the SavedModel.
         stack: keeps its files open.
+        budget: what reading them may cost.
 
     Raises:
         ValueError: it was not written by a Keras 2 from TF 2.5 on, or is damaged.
@@ -87,12 +101,11 @@ def read(
             "it is a SavedModel without the configs of its layers (a `keras_metadata.pb`), as Keras 3's `export` "
             "and TF before 2.5 write. Save the model as a .keras or .h5 file."
         )
-    names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack)))
+    names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack), budget), budget)
     if not separable:
         return {}
-    table = _open(folder, _INDEX, stack)
-    index = _wire.table(table, {b"", _GRAPH})
-    shards = _wire.fields(index.get(b"", b"")).get(1, [1])[0]
+    index = _wire.table(_open(folder, _INDEX, stack), budget)
+    shards = _wire.fields(index.get(b"", b""), budget, {1}).get(1, [1])[0]
 
     @functools.cache
     def shard(number: int) -> Source:
@@ -100,49 +113,54 @@ def read(
             raise ValueError("it is damaged: it refers to a shard that it does not have.")
         return _open(folder, os.path.join("variables", f"variables.data-{number:05}-of-{shards:05}"), stack)
 
-    graph = _Graph(index.get(_GRAPH, b""), shard)
-    found = {}
+    @functools.cache
+    def variable(key: bytes) -> Variable:
+        return Variable(index.get(key, b""), shard, budget)
+
+    graph = _Graph(index.get(_GRAPH, b""), shard, budget)
+    layers, used = {}, _model_config.Names()
     for path, entry in separable.items():
-        name = _model_config.unused("/".join(_names_along(path, names)), found)
-        settings = _model_config.settings(entry, name, keras2)
-        found[name] = settings, {weight.name: graph.key(path, weight.name) for weight in settings.weights(1)}
-    index = _wire.table(table, {key for _, keys in found.values() for key in keys.values()})
-    layers = {}
-    for name, (settings, keys) in found.items():
-        variables = {leaf: Variable(index.get(key, b""), shard) for leaf, key in keys.items()}
+        name = used.unused("/".join(_names_along(path, names, budget)))
+        settings = _model_config.settings(entry, name, keras2, budget)
+        variables = {weight.name: variable(graph.key(path, weight.name)) for weight in settings.weights(1)}
         _, channels, _ = (*variables["depthwise_kernel"].shape, 0, 0, 0)[:3]
         shapes = {weight.name: weight.shape for weight in settings.weights(channels)}
         if {leaf: variable.shape for leaf, variable in variables.items()} != shapes:
-            raise ValueError(f"layer {name!r}: its weights do not fit {settings}. The folder is damaged.")
+            raise ValueError(
+                f"layer {shown(name)}: its weights do not fit {settings}. The folder is damaged."
+            )
         layers[name] = settings, variables
     return layers
 
 
 def _open(folder: str, name: str, stack: contextlib.ExitStack) -> Source:
     path = os.path.join(folder, name)
-    if not os.path.isfile(path):
-        raise ValueError(f"it is a SavedModel without its {name!r}.")
-    return _archive.opened(path, stack)
+    try:
+        return _bytes.opened(path, stack, folder)
+    except FileNotFoundError:
+        raise ValueError(f"it is a SavedModel without its {name!r}.") from None
 
 
-def _whole(source: Source) -> bytes:
+def _whole(source: Source, budget: Budget) -> bytes:
     if source.size > _wire.SIZE_LIMIT:
         raise ValueError(
             f"it has a file of {source.size} bytes, where no model needs more than {_wire.SIZE_LIMIT}."
         )
+    budget.hold(source.size)
     return source.read(0, source.size)
 
 
-def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping], bool]:
+def _nodes(metadata: bytes, budget: Budget) -> tuple[dict[str, str], dict[str, Mapping], bool]:
     """The name of each layer and the entry of each `SeparableConv1D`, by their paths; whether Keras 2 wrote them."""
     names, separable, keras2 = {}, {}, None
-    for node in _wire.fields(metadata).get(1, []):
-        fields = _wire.fields(node)
+    for node in _wire.fields(metadata, budget, {1}).get(1, []):
+        budget.step(_NODE_STEPS)
+        fields = _wire.fields(node, budget, {3, 5})
         try:
             path, text = (fields.get(each, [b""])[0].decode() for each in (3, 5))
         except (AttributeError, UnicodeDecodeError):
             raise ValueError("its keras_metadata.pb is damaged.") from None
-        entry = _without_tuples(_model_config.parse(text or "null"))
+        entry = _without_tuples(_json.parse(text or "null", budget))
         if not isinstance(entry, dict):
             continue
         if path == _ROOT:
@@ -152,8 +170,6 @@ def _nodes(metadata: bytes) -> tuple[dict[str, str], dict[str, Mapping], bool]:
             raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
         if _model_config.is_layer(entry) and _model_config.is_separable(entry):
             separable[path] = entry
-    if len(separable) > _model_config.LAYER_LIMIT:
-        raise ValueError("it has more SeparableConv1D layers than any model.")
     # The model's own entry has the version. No Keras but 2 has ever written this file.
     return names, separable, keras2 is not False
 
@@ -167,9 +183,10 @@ def _without_tuples(value: Any) -> Any:
     return [_without_tuples(each) for each in value] if isinstance(value, list) else value
 
 
-def _names_along(path: str, names: Mapping[str, str]) -> Iterable[str]:
+def _names_along(path: str, names: Mapping[str, str], budget: Budget) -> Iterable[str]:
     """The names of the layers on the way to a layer; what is on it without being a layer has none."""
     steps = path.split(".")
+    budget.step(len(steps) * (1 + len(path) // 256))
     for length in range(2, len(steps) + 1):
         on_the_way = ".".join(steps[:length])
         if on_the_way in names:
@@ -182,26 +199,31 @@ class _Graph:
     Args:
         entry: what the table says of it.
         shard: opens a shard by its number.
+        budget: what reading the files may cost.
     """
 
-    def __init__(self, entry: bytes, shard: Callable[[int], Source]):
-        fields = _wire.fields(entry)
+    def __init__(self, entry: bytes, shard: Callable[[int], Source], budget: Budget):
+        self._budget = budget
+        fields = _wire.fields(entry, budget, {3, 4, 5})
         number, position, size = (_wire.number(fields, each) for each in (3, 4, 5))
         if size > _wire.SIZE_LIMIT:
             raise ValueError("it is damaged: the graph of its objects is larger than any model's.")
+        budget.hold(size)
         stored = shard(number).read(position, size)
         _, at = _wire.varint(stored, 0)
-        self._nodes = _wire.fields(stored[at + 4 :]).get(1, [])
+        self._nodes = _wire.fields(stored[at + 4 :], budget, {1}).get(1, [])
         self._read: dict[int, tuple[dict[bytes, int], Any]] = {}
 
     def key(self, path: str, weight: str) -> bytes:
         """The table's key of a layer's weight."""
         at = 0
-        for step in [*path.split(".")[1:], weight]:
+        steps = [*path.split(".")[1:], weight]
+        self._budget.step(len(steps))
+        for step in steps:
             at = self._node(at)[0].get(step.encode(), -1)
         key = self._node(at)[1]
         if not isinstance(key, bytes):
-            raise ValueError(f"it is damaged: its {path!r} has no {weight!r}.")
+            raise ValueError(f"it is damaged: its {shown(path)} has no {weight!r}.")
         return key
 
     def _node(self, at: int) -> tuple[dict[bytes, int], Any]:
@@ -209,8 +231,9 @@ class _Graph:
         if not 0 <= at < len(self._nodes):
             raise ValueError("it is damaged: the graph of its objects does not have all of them.")
         if at not in self._read:
-            fields = _wire.fields(self._nodes[at])
-            links, values = ([_wire.fields(each) for each in fields.get(field, [])] for field in (1, 2))
+            fields = _wire.fields(self._nodes[at], self._budget, {1, 2})
+            links = [_wire.fields(each, self._budget, {1, 2}) for each in fields.get(1, [])]
+            values = [_wire.fields(each, self._budget, {3}) for each in fields.get(2, [])]
             targets = {link[2][0]: _wire.number(link, 1) for link in links if 2 in link}
             self._read[at] = targets, next((value[3][0] for value in values if 3 in value), None)
         return self._read[at]

@@ -18,10 +18,10 @@ order does, as in Keras itself.
 
 import collections
 import itertools
-import re
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop._hdf5 import Dataset, Group
 from flax_sepconv.interop._model_config import Layer, snake_case
@@ -62,16 +62,20 @@ def in_archive(model: Layer, root: Group, keras_2: bool) -> tuple[Places, list[s
         group = groups[layer]
         group = group.group("vars") if group else None
         weights = _fitting(layer, group)
-        if group and weights and group.attribute("name") in (layer.name, None) and group.address not in taken:
+        if group and weights and _name(group) in (layer.name, None) and group.address not in taken:
             take(layer, group, weights)
     # What is left is in a class that holds its layers under other names than its config.
+    below: dict[int, _Below] = {}
     for layer in layers:
         if layer not in places:
-            take(layer, *_searched(layer, groups[layer.parent or layer], taken))
+            parent = groups[layer.parent or layer]
+            if parent is None:
+                raise ValueError(_missing(layer))
+            if parent.address not in below:
+                below[parent.address] = _Below(parent)
+            take(layer, *below[parent.address].find(layer, taken))
     places = {layer: places[layer] for layer in layers}
-    unknown = [
-        group.path for group in root.walk() if group.address not in taken and _looks_separable(_vars(group))
-    ]
+    unknown = [group.path for group in root.walk() if group.address not in taken and _form(_vars(group))]
     return places, unknown
 
 
@@ -96,9 +100,7 @@ def in_hdf5(model: Layer, root: Group) -> tuple[Places, list[str]]:
         runs = dict(_runs(group, name)) if group else {}
         for layer, weights in _paired(holders[name].separable() if name in holders else [], runs):
             places.setdefault(layer.original, []).append(weights)
-        unknown += [
-            f"{name}/{prefix}" for prefix, weights in runs.items() if _looks_separable([*weights.values()])
-        ]
+        unknown += [f"{name}/{prefix}" for prefix, weights in runs.items() if _form([*weights.values()])]
     for layer in model.separable():
         if layer.original not in places:
             raise ValueError(_missing(layer))
@@ -112,7 +114,7 @@ def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Gro
     groups: dict[Layer, Group | None] = {model: root}
     for layer in model.holding():
         used: collections.Counter[tuple[str, str]] = collections.Counter()
-        numbers: dict[tuple[str, str], list[int]] = {}
+        numbers: dict[str, dict[str, list[int]]] = {}
         for child in layer.children:
             slot = "_layer_checkpoint_dependencies" if old and child.slot == "layers" else child.slot
             group = groups[layer]
@@ -121,10 +123,10 @@ def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Gro
                 name = snake_case(child.class_name, keras_2)
                 number = used[slot, name]
                 # Keras 3 counts every layer. What Keras 2 counts has changed, but it has a group for each.
-                if keras_2 and (slot, name) not in numbers:
-                    numbers[slot, name] = _numbers(group, name)
-                if keras_2 and number < len(numbers[slot, name]):
-                    number = numbers[slot, name][number]
+                if keras_2 and slot not in numbers:
+                    numbers[slot] = _numbers(group)
+                if keras_2 and number < len(numbers[slot].get(name, ())):
+                    number = numbers[slot][name][number]
                 used[slot, name] += not (keras_2 and child.same_as)
                 group = group.group(f"{name}_{number}" if number else name) if child.holds else None
             if child.holds:
@@ -132,70 +134,99 @@ def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Gro
     return groups
 
 
-def _numbers(group: Group, name: str) -> list[int]:
-    """The numbers that the groups of one class have: 0 for `dense`, 2 for `dense_2`."""
-    numbered = re.compile(re.escape(name) + r"(?:_(\d{1,9}))?")
-    return sorted(int(match[1] or 0) for each in group.names() if (match := numbered.fullmatch(each)))
+def _numbers(group: Group) -> dict[str, list[int]]:
+    """The numbers that the groups of each class have, in order: 0 for `dense`, 2 for `dense_2`."""
+    numbers: dict[str, list[int]] = {}
+    for name in group.names():
+        numbers.setdefault(name, []).append(0)
+        stem, _, number = name.rpartition("_")
+        if number.isdecimal() and number.isascii() and len(number) < 10:
+            numbers.setdefault(stem, []).append(int(number))
+    return {stem: sorted(each) for stem, each in numbers.items()}
 
 
-def _searched(layer: Layer, parent: Group | None, taken: set[int]) -> tuple[Group, Weights]:
-    """The one group below its parent's that fits a layer: by name where the file has names, else by shape."""
-    candidates = []
-    for group in parent.walk() if parent else ():
-        weights = _fitting(layer, group)
-        if weights and group.address not in taken:
-            candidates.append((group, weights))
-    named = [each for each in candidates if each[0].attribute("name") == layer.name]
-    nameless = [each for each in candidates if each[0].attribute("name") is None]
-    candidates = named or nameless
-    if not candidates:
-        raise ValueError(_missing(layer))
-    if len(candidates) > 1:
-        raise ValueError(
-            f"layer {layer.path!r}: its weights may be those in {' or '.join(repr(g.path) for g, _ in candidates)}, "
-            f"for {layer.parent.class_name if layer.parent else 'the model'} is no class of Keras's. Load the file in "
-            "Keras and pass the layer to `from_layer`."
-        )
-    return candidates[0]
+class _Below:
+    """All groups below one that could hold the weights of a layer, by the layer's name and the weights' form.
+
+    Args:
+        parent: that group.
+    """
+
+    def __init__(self, parent: Group):
+        self._groups: dict[tuple, list[Group]] = {}
+        for group in parent.walk():
+            form = _form(_vars(group))
+            if form:
+                self._groups.setdefault((_name(group), form), []).append(group)
+
+    def find(self, layer: Layer, taken: set[int]) -> tuple[Group, Weights]:
+        """The one group that fits a layer and is not taken: by name where the file has names, else by shape."""
+        assert layer.settings is not None
+        form = _form_of(layer.settings)
+        candidates = self._untaken((layer.name, form), taken) or self._untaken((None, form), taken)
+        if len(candidates) > 1:
+            raise ValueError(
+                f"layer {shown(layer.path)}: its weights may be those in "
+                f"{' or '.join(repr(group.path) for group in candidates[:3])}, for "
+                f"{layer.parent.class_name if layer.parent else 'the model'!r} is no class of Keras's. Load the file "
+                "in Keras and pass the layer to `from_layer`."
+            )
+        weights = _fitting(layer, candidates[0]) if candidates else None
+        if weights is None:
+            raise ValueError(_missing(layer))
+        return candidates[0], weights
+
+    def _untaken(self, key: tuple, taken: set[int]) -> list[Group]:
+        groups = [group for group in self._groups.get(key, ()) if group.address not in taken]
+        if key in self._groups:
+            self._groups[key] = groups
+        return groups
 
 
 def _fitting(layer: Layer, group: Group | None) -> Weights | None:
     """The weights in a group, where their number and shapes are those of the layer."""
-    return _match(layer.settings, _vars(group)) if group and layer.settings else None
+    arrays = _vars(group) if group else []
+    if layer.settings is None or not arrays or _form(arrays) != _form_of(layer.settings):
+        return None
+    return dict(zip(_LEAVES, arrays, strict=False))
 
 
-def _match(settings: SeparableConv1DConfig, arrays: list[Dataset]) -> Weights | None:
-    if not arrays or len(arrays[0].shape) != 3 or 0 in arrays[0].shape:
-        return None
-    weights = settings.weights(arrays[0].shape[1])
-    if [weight.shape for weight in weights] != [array.shape for array in arrays]:
-        return None
-    return {weight.name: array for weight, array in zip(weights, arrays, strict=True)}
+def _name(group: Group) -> str | None:
+    """The name of the layer whose weights a group holds, where the file has it."""
+    name = group.attribute("name")
+    return name if isinstance(name, str) else None
 
 
 def _vars(group: Group) -> list[Dataset]:
     """The arrays of a group of Keras's own format, in order; none for other groups."""
-    names = group.names()
-    if sorted(names) not in (["0", "1"], ["0", "1", "2"]):
+    count = len(group.addresses)
+    if count not in (2, 3) or any(str(i) not in group.addresses for i in range(count)):
         return []
-    arrays = [group.get(str(i)) for i in range(len(names))]
+    arrays = [group.child(str(i)) for i in range(count)]
     return [array for array in arrays if isinstance(array, Dataset)]
 
 
-def _looks_separable(arrays: list[Dataset]) -> bool:
-    """Whether these could be the weights of any `SeparableConv1D`."""
+def _form(arrays: list[Dataset]) -> tuple | None:
+    """Kernel size, depth multiplier, filters, and whether there is a bias, of weights that a layer may have."""
     shapes = [array.shape for array in arrays]
-    if [len(shape) for shape in shapes] not in ([3, 3], [3, 3, 1]):
-        return False
-    (_, channels, multiplier), (one, between, filters), *bias = shapes
-    return one == 1 and between == channels * multiplier and bias in ([], [(filters,)])
+    if [len(shape) for shape in shapes] not in ([3, 3], [3, 3, 1]) or 0 in shapes[0]:
+        return None
+    (size, channels, multiplier), (one, between, filters), *bias = shapes
+    fits = one == 1 and between == channels * multiplier and bias in ([], [(filters,)])
+    return (size, multiplier, filters, bool(bias)) if fits else None
+
+
+def _form_of(settings: SeparableConv1DConfig) -> tuple:
+    """The form of a layer's weights."""
+    return settings.kernel_size, settings.depth_multiplier, settings.filters, settings.use_bias
 
 
 def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
     """The weights in an HDF5 file's group that stand together as those of a `SeparableConv1D` do, by prefix."""
     names = _attribute_list(group, "weight_names")
+    group.file.budget.step(5 * len(names))
     if len(set(names)) != len(names):
-        raise ValueError(f"it is damaged: several weights of layer {holder!r} have one name.")
+        raise ValueError(f"it is damaged: several weights of layer {shown(holder)} have one name.")
     at = 0
     while at < len(names):
         prefix = names[at].rpartition("/")[0]
@@ -209,15 +240,19 @@ def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
 
 def _paired(layers: list[Layer], runs: dict[str, Weights]) -> Iterator[tuple[Layer, Weights]]:
     """Each layer with its weights, which are taken out of `runs`."""
+    by_name: dict[tuple, dict[str, None]] = {}  # the prefixes by their last name and the form of the weights
+    forms = {prefix: _form([*weights.values()]) for prefix, weights in runs.items()}
+    for prefix, form in forms.items():
+        by_name.setdefault((prefix.rpartition("/")[2], form), {})[prefix] = None
     rest = []
     for layer in layers:
+        assert layer.settings is not None
         # Keras 2 names the variables of a wrapped layer for the wrapper.
         for name in (layer.name, layer.parent.name if layer.parent else None):
-            named = [
-                prefix for prefix in runs if prefix.rpartition("/")[2] == name and _fits(layer, runs[prefix])
-            ]
+            named = by_name.get((name, _form_of(layer.settings)), {})
             if len(named) == 1:
-                yield layer, runs.pop(named[0])
+                prefix, _ = named.popitem()
+                yield layer, runs.pop(prefix)
                 break
         else:
             rest.append(layer)
@@ -225,17 +260,16 @@ def _paired(layers: list[Layer], runs: dict[str, Weights]) -> Iterator[tuple[Lay
         raise ValueError(_missing(rest[0]))
     in_order = sorted(rest, key=lambda layer: not layer.trainable)
     for layer, prefix in zip(in_order, [*runs], strict=False):
-        if not _fits(layer, runs[prefix]):
+        assert layer.settings is not None
+        if forms[prefix] != _form_of(layer.settings):
             raise ValueError(_missing(layer))
         yield layer, runs.pop(prefix)
 
 
-def _fits(layer: Layer, weights: Weights) -> bool:
-    return layer.settings is not None and _match(layer.settings, [*weights.values()]) is not None
-
-
 def _leaf(name: str) -> str:
-    return re.sub(r":\d+$", "", name.rpartition("/")[2])
+    leaf = name.rpartition("/")[2]
+    stem, _, number = leaf.rpartition(":")
+    return stem if number.isdecimal() else leaf
 
 
 def _attribute_list(group: Group, name: str) -> list[str]:
@@ -249,6 +283,6 @@ def _attribute_list(group: Group, name: str) -> list[str]:
 
 def _missing(layer: Layer) -> str:
     return (
-        f"layer {layer.path!r}: the file has no weights that fit {layer.settings}. It is damaged, or was saved "
+        f"layer {shown(layer.path)}: the file has no weights that fit {layer.settings}. It is damaged, or was saved "
         "before the model was built."
     )

@@ -6,45 +6,45 @@ block that says where the others are.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from flax_sepconv.interop._archive import MEBIBYTE, Source
+from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._bytes import MEBIBYTE, Source
 
-SIZE_LIMIT = 16 * MEBIBYTE
-_STEP_LIMIT, _KEY_LIMIT = 1_000_000, 1024
+SIZE_LIMIT = 32 * MEBIBYTE
+_BLOCK_LIMIT, _KEY_LIMIT = 16 * MEBIBYTE, 1024
+# Of a field, and of an entry of a table, in steps; how many bytes take one step; bytes that Python holds.
+_FIELD_STEPS, _ENTRY_STEPS, _STEP_BYTES, _ENTRY_BYTES = 3, 6, 256, 300
 _TABLE_MAGIC = 0xDB4775248B80FB57
 
 
-def table(source: Source, wanted: set[bytes]) -> dict[bytes, bytes]:
-    """The values of the wanted keys."""
+def table(source: Source, budget: Budget) -> dict[bytes, bytes]:
+    """All keys and values."""
     footer = source.read(max(0, source.size - 48), min(48, source.size))
     if len(footer) < 48 or struct.unpack("<Q", footer[40:])[0] != _TABLE_MAGIC:
         raise ValueError("its variables.index is cut off or damaged.")
     *_, at, size = _handle(footer, 2)
-    found, steps = {}, 0
-    for _, handle in _entries(_block(source, at, size)):
+    found = {}
+    for _, handle in _entries(_block(source, at, size, budget), budget):
         at, size = _handle(handle, 1)
-        for key, value in _entries(_block(source, at, size)):
-            if key in wanted:
-                found[key] = value
-            steps += 1
-        steps += 1 + size // 4096
-        if steps > _STEP_LIMIT:
-            raise ValueError("its variables.index is damaged, or larger than any model's.")
+        for key, value in _entries(_block(source, at, size, budget), budget):
+            budget.hold(_ENTRY_BYTES + len(key) + len(value))
+            found[key] = value
     return found
 
 
-def _block(source: Source, at: int, size: int) -> bytes:
-    if size > SIZE_LIMIT:
+def _block(source: Source, at: int, size: int, budget: Budget) -> bytes:
+    if size > _BLOCK_LIMIT:
         raise ValueError("its variables.index is damaged.")
+    budget.step(1 + size // _STEP_BYTES)
     block = source.read(at, size + 1)  # a byte for the kind of compression follows
     if block[-1] != 0:
         raise ValueError("its variables.index is compressed, as TensorFlow's never is, or damaged.")
     return block[:-1]
 
 
-def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _entries(block: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
     """A block's keys and values. At its end are positions at which to begin a search, and their number."""
     end = len(block) - 4
     end -= 4 * struct.unpack_from("<I", block, end)[0] if end >= 0 else 0
@@ -55,6 +55,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, at = varint(block, at)
         if shared > len(key) or shared + more > _KEY_LIMIT or at + more + length > end:
             raise ValueError("its variables.index is damaged.")
+        budget.step(_ENTRY_STEPS + length // _STEP_BYTES)
         key = key[:shared] + block[at : at + more]
         yield key, block[at + more : at + more + length]
         at += more + length
@@ -69,28 +70,37 @@ def _handle(data: bytes, count: int) -> list[int]:
     return numbers
 
 
-def fields(message: Any) -> dict[int, list[Any]]:
-    """A message's fields by number: integers, and bytes for strings and messages."""
+def fields(message: Any, budget: Budget, wanted: Container[int]) -> dict[int, list[Any]]:
+    """The wanted fields of a message by number: integers, and bytes for strings and messages."""
     if not isinstance(message, bytes):
         raise ValueError("it is damaged: a number stands where a message should.")
     fields: dict[int, list[Any]] = {}
     at = 0
+    budget.step(_FIELD_STEPS)
     while at < len(message):
-        tag, at = varint(message, at)
+        budget.step(_FIELD_STEPS)
+        tag, at = (message[at], at + 1) if message[at] < 128 else varint(message, at)
+        start = at
         match tag & 7:
             case 0:
                 value, at = varint(message, at)
             case 1 | 5 as kind:
-                size = 8 if kind == 1 else 4
-                value, at = int.from_bytes(message[at : at + size], "little"), at + size
+                at += 8 if kind == 1 else 4
+                value = int.from_bytes(message[start:at], "little")
             case 2:
-                size, at = varint(message, at)
-                value, at = message[at : at + size], at + size
+                is_short = at < len(message) and message[at] < 128
+                size, start = (message[at], at + 1) if is_short else varint(message, at)
+                at = start + size
+                value = b""
             case _:
                 raise ValueError("it is damaged: it is not a protocol buffer.")
         if at > len(message):
             raise ValueError("it is damaged: a protocol buffer is cut off.")
-        fields.setdefault(tag >> 3, []).append(value)
+        if tag >> 3 in wanted:
+            if tag & 7 == 2:
+                value = message[start:at]
+            budget.hold(50 + at - start)
+            fields.setdefault(tag >> 3, []).append(value)
     return fields
 
 

@@ -18,9 +18,9 @@ others, in a copy that takes the place of the original only when it is whole.
 are for where Keras is at hand. Nothing else here imports it.
 """
 
+import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -32,11 +32,9 @@ import numpy as np
 from flax_sepconv import _keras_config, activations
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
-from flax_sepconv.interop import _model_config, _model_file
-from flax_sepconv.interop._archive import Source
+from flax_sepconv.interop import _bytes, _model_config, _model_file, _rewrite
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._atomic import replacing
-from flax_sepconv.interop._model_file import ModelFile
 
 __all__ = ["from_layer", "load", "save", "to_layer"]
 
@@ -75,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
     return {
         name: (
             config,
-            {leaf: on_device(value, f"{os.fspath(path)}: {name}/{leaf}") for leaf, value in params.items()},
+            {leaf: on_device(value, f"{os.fsdecode(path)}: {name}/{leaf}") for leaf, value in params.items()},
         )
         for name, (config, params) in layers.items()
     }
@@ -107,29 +105,18 @@ def save(
         >>> params = train({name: params for name, (_, params) in layers.items()})  # doctest: +SKIP
         >>> keras.save("model.keras", params, "trained.keras")  # doctest: +SKIP
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if os.path.isdir(name):
         raise ValueError(
             f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
         )
-    with replacing(out) as copy:
-        with open(name, "rb") as original:
-            shutil.copyfileobj(original, copy)
-        shutil.copymode(name, copy.name)
-        copy.flush()
-        with _model_file.opened(copy.name, name=name) as file:
-            try:
-                pieces = _pieces(file, params)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{name}: {error}") from None
-        for position, data in pieces:
-            copy.seek(position)
-            copy.write(data)
-        if pieces and file.source:
-            checksum = Source(copy, file.source.start, file.source.size).crc32()
-            for position in file.checksums:
-                copy.seek(position)
-                copy.write(checksum.to_bytes(4, "little"))
+    with contextlib.ExitStack() as stack:
+        try:
+            original = _bytes.opened(path, stack)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        mode = os.fstat(original.file.fileno()).st_mode
+        _rewrite.rewrite(original, stack.enter_context(replacing(out, mode)), params, name)
 
 
 def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
@@ -230,34 +217,3 @@ def _entries(config: SeparableConv1DConfig, is_keras_2: bool) -> dict[str, Any]:
     if entries["name"] is None:
         del entries["name"]
     return entries
-
-
-def _pieces(file: ModelFile, params: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, bytes]]:
-    """The bytes to be written, each with its position in the whole file."""
-    if file.source is None:
-        raise ValueError(
-            "its weights are compressed, as Keras never does, and cannot be replaced. Load it in Keras and save "
-            "it again."
-        )
-    if not isinstance(params, Mapping):
-        raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
-    pieces = []
-    for key, given in params.items():
-        if key not in file.layers:
-            known = ", ".join(map(repr, file.layers)) or "none"
-            raise ValueError(f"`params` must have only layers of the file, which has {known}; got {key!r}.")
-        for place in file.layers[key].places:
-            if not isinstance(given, Mapping) or set(given) != set(place):
-                got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
-                wanted = ", ".join(map(repr, place))
-                raise ValueError(f"`params[{key!r}]` must have {wanted}; got {got or 'an empty dict'}.")
-            for leaf, there in place.items():
-                value = np.asarray(given[leaf])
-                dtype = there.dtype.newbyteorder("=")
-                if (value.shape, value.dtype) != (there.shape, dtype):
-                    raise ValueError(
-                        f"`params[{key!r}][{leaf!r}]` must have the shape {there.shape} and dtype {dtype}; got "
-                        f"{value.shape} and {value.dtype}."
-                    )
-                pieces.append((file.source.start + there.position, value.astype(there.dtype).tobytes()))
-    return pieces

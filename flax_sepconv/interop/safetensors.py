@@ -23,15 +23,17 @@ from flax_sepconv._arguments import FLOATS
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
-from flax_sepconv.interop import _archive, _model_config
+from flax_sepconv.interop import _bytes, _json
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._atomic import replacing
+from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._model_config import CONFIG_STEPS
 
 __all__ = ["load", "save"]
 
 Layers: TypeAlias = Mapping[str, tuple[SeparableConv1DConfig, Mapping[str, Any]]]
 
-_METADATA = "flax_sepconv"
+_METADATA, _LAYER_LIMIT = "flax_sepconv", 5000
 _DTYPES = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
 _HARD_SIGMOID = activations.hard_sigmoid_keras2.__name__
 
@@ -66,9 +68,9 @@ def save(path: str | os.PathLike[str], layers: Layers) -> None:
         raise TypeError(
             f"`layers` must be a dict of a config and parameters for each layer's name; got {shown(layers)}."
         )
-    if len(layers) > (limit := _model_config.LAYER_LIMIT):
+    if len(layers) > _LAYER_LIMIT:
         raise ValueError(
-            f"`layers` must have at most {limit} layers, which is what `load` reads; got {len(layers)}."
+            f"`layers` must have at most {_LAYER_LIMIT} layers, which is what `load` reads; got {len(layers)}."
         )
     configs, tensors = {}, {}
     for name, layer in layers.items():
@@ -107,11 +109,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
     """The layers in a file as `load` reads them, in NumPy's arrays."""
     package = _package()
     with contextlib.ExitStack() as stack:
-        source = _archive.opened(os.fspath(path), stack)
         try:
+            source = _bytes.opened(path, stack)
             # The package takes a header of up to 100 MB, which makes gigabytes of objects.
-            if int.from_bytes(source.read(0, 8), "little") > _model_config.SIZE_LIMIT:
-                raise ValueError(f"its header has more than {_model_config.SIZE_LIMIT} bytes.")
+            if int.from_bytes(source.read(0, 8), "little") > _json.SIZE_LIMIT:
+                raise ValueError(f"its header has more than {_json.SIZE_LIMIT} bytes.")
             file = stack.enter_context(package.safe_open(os.fspath(path), "np"))
             return dict(_read(file))
         except (ValueError, TypeError, OverflowError, RecursionError, package.SafetensorError) as error:
@@ -123,7 +125,7 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
     if not os.path.isfile(path):
         return False
     with contextlib.ExitStack() as stack:
-        source = _archive.opened(os.fspath(path), stack)
+        source = _bytes.opened(path, stack)
         return source.size > 8 and source.read(8, 1) == b"{"
 
 
@@ -168,10 +170,12 @@ def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]
 
 def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]]:
     metadata, names = file.metadata() or {}, set(file.keys())
-    configs = _model_config.parse(metadata[_METADATA]) if _METADATA in metadata else _older(metadata)
-    if not isinstance(configs, dict) or len(configs) > _model_config.LAYER_LIMIT:
+    budget = Budget()
+    configs = _json.parse(metadata[_METADATA], budget) if _METADATA in metadata else _older(metadata, budget)
+    if not isinstance(configs, dict) or len(configs) > _LAYER_LIMIT:
         raise ValueError("its metadata describes no layers, or more than any model has.")
     for layer, written in configs.items():
+        budget.step(CONFIG_STEPS)
         config = _config(written)
         kernel = f"{layer}/depthwise_kernel"
         shape = file.get_slice(kernel).get_shape() if kernel in names else ()
@@ -190,11 +194,11 @@ def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np
         yield layer, (config, params)
 
 
-def _older(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _older(metadata: Mapping[str, str], budget: Budget) -> dict[str, Any]:
     """The configs in a file by version 0.1 of this library, which gave each layer an entry of its own."""
     if not metadata:
         raise ValueError("it has no configs.")
-    return {layer: _model_config.parse(text) for layer, text in metadata.items()}
+    return {layer: _json.parse(text, budget) for layer, text in metadata.items()}
 
 
 def _config(written: Any) -> SeparableConv1DConfig:

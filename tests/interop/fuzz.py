@@ -1,8 +1,10 @@
 """Damages Keras's files at random and sees how the reader takes it: it may succeed or raise `ValueError`.
 
-    python -m tests.interop.fuzz 5000 [SEED]
+    python -m tests.interop.fuzz 5000 [SEED]            damages sound files
+    python -m tests.interop.fuzz 5000 [SEED] built      builds files that lie (`handmade`)
 
-loads that many damaged files in subprocesses, watches their memory and time, and prints what came of it.
+loads that many files in subprocesses, writes other weights to those that it can load, watches memory and time, and
+prints what came of it.
 """
 
 import collections
@@ -23,7 +25,10 @@ import warnings
 import zipfile
 import zlib
 
+import numpy as np
+
 from flax_sepconv.interop import keras
+from tests.interop import handmade
 
 DATA = pathlib.Path(__file__).parent / "data"
 FILES = sorted(path for path in DATA.glob("*/*") if path.suffix in (".keras", ".h5", ".tf"))
@@ -255,11 +260,12 @@ def case(path, rng, folder):
 
 
 def outcome(path):
-    """Loads a damaged file and, where that succeeds, writes its weights back: what came of it.
+    """Loads a damaged file and, where that succeeds, writes other weights to a copy: what came of it.
 
     Raises:
         Exception: anything but the `ValueError` that is promised.
     """
+    out = path.with_name("out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -270,11 +276,22 @@ def outcome(path):
             return "no layers"
         if path.is_dir():
             return "loaded"
+        new = {
+            name: {leaf: np.roll(value, 1) + np.asarray(1, value.dtype) for leaf, value in params.items()}
+            for name, (_, params) in layers.items()
+        }
+        out.unlink(missing_ok=True)
         try:
-            keras.save(path, {name: params for name, (_, params) in layers.items()}, path.with_name("out"))
+            keras.save(path, new, out)
         except ValueError as error:
-            return named(error, path, "loaded, not written")
-        return "loaded and written"
+            return named(error, path, "loaded, not written") if not out.exists() else "FAILED and left a file"
+        there = {name: params for name, (_, params) in keras.load(out).items()}
+    is_same = there.keys() == new.keys() and all(
+        np.asarray(value).tobytes() == np.asarray(new[name][leaf]).tobytes()
+        for name, params in there.items()
+        for leaf, value in params.items()
+    )
+    return "loaded and written" if is_same else "FAILED to write the weights"
 
 
 def named(error, path, result):
@@ -282,7 +299,7 @@ def named(error, path, result):
     return result if str(error).startswith(f"{path}: ") else f"FAILED without a name: {error}"
 
 
-def run(first, count):
+def run(first, count, built):
     """Runs cases in this process and prints a line of JSON about each batch; used in a subprocess."""
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("more than 30 s")))
     outcomes, slowest, baseline = collections.Counter(), (0.0, 0), 0
@@ -293,26 +310,26 @@ def run(first, count):
         baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(first, first + count):
             rng = random.Random(number)
-            path = case(rng.choice(FILES), rng, folder)
+            path = handmade.case(rng, folder) if built else case(rng.choice(FILES), rng, folder)
             print(number, file=sys.stderr, flush=True)
             signal.alarm(30)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 result = outcome(path)
             except Exception as error:
                 result = f"FAILED {type(error).__name__}: {error} (case {number})"
             signal.alarm(0)
-            slowest = max(slowest, (time.perf_counter() - start, number))
+            slowest = max(slowest, (time.process_time() - start, number))
             outcomes[result] += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"outcomes": outcomes, "slowest": slowest, "baseline": baseline, "peak": peak}))
 
 
-def main(count, first=0, batch=500):
+def main(count, first=0, kind="damaged", batch=500):
     outcomes, slowest, extra, peak, start = collections.Counter(), (0.0, 0), 0, 0, time.perf_counter()
     for at in range(first, first + count, batch):
         size = min(batch, first + count - at)
-        command = [sys.executable, "-m", "tests.interop.fuzz", "--run", str(at), str(size)]
+        command = [sys.executable, "-m", "tests.interop.fuzz", "--run", str(at), str(size), kind]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             last = process.stderr.strip().splitlines()[-1:]
@@ -325,13 +342,15 @@ def main(count, first=0, batch=500):
         print(f"{at + size - first} files", file=sys.stderr)
     for result, number in outcomes.most_common():
         print(f"{number:7,}  {result}")
-    print(f"slowest {slowest[0]:.2f} s (case {slowest[1]}), all {time.perf_counter() - start:.0f} s")
+    print(
+        f"slowest {slowest[0]:.2f} s of CPU time (case {slowest[1]}), all {time.perf_counter() - start:.0f} s"
+    )
     print(f"peak memory {peak / 1024:.0f} MiB, {extra / 1024:.0f} MiB above that of sound files")
     return any(result.startswith(("FAILED", "CRASHED")) for result in outcomes)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--run":
-        run(int(sys.argv[2]), int(sys.argv[3]))
+        run(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "built")
     else:
-        sys.exit(main(*map(int, sys.argv[1:])))
+        sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]))
