@@ -165,6 +165,7 @@ def take_regions(source: Source, found: list[Member], inner: Member, regions: Re
     start, _ = _directory(source)
     regions.take(start, source.size - start, "the zip directory")
     for member in found:
+        regions.budget.step(_MEMBER_STEPS)
         begin, end = content_start(source, member), _end(source, member)
         after = 24 if member.flags & 8 else 0
         regions.take(member.header, begin - member.header, f"the header of the member {member.name!r}")

@@ -50,6 +50,14 @@ class Source:
             raise ValueError(f"it became shorter than its {self.size} bytes while it was read.")
         return data
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The same number for whatever is the same file, by whatever name it was opened; with the start in it."""
+        if isinstance(self.file, io.BytesIO):
+            return id(self.file), self.start
+        there = os.fstat(self.file.fileno())
+        return hash((there.st_dev, there.st_ino)), self.start
+
     def pieces(self) -> Iterator[bytes]:
         """All of it, a mebibyte at a time."""
         for at in range(0, self.size, MEBIBYTE):
@@ -81,16 +89,16 @@ def opened(path: str | os.PathLike, stack: contextlib.ExitStack, folder: str | N
         path = os.path.realpath(name)
         if os.path.commonpath([root, path]) != root:
             raise ValueError(f"its {os.path.relpath(name, folder)!r} is a link to somewhere else.")
-    file = stack.enter_context(_reader(path))
+    try:
+        file = stack.enter_context(_reader(path))
+    except OSError as error:
+        if error.errno in _NO_FILE:  # a socket
+            raise ValueError("it is neither a file nor a folder.") from None
+        raise OSError(error.errno, error.strerror, name) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise ValueError("it is neither a file nor a folder.")
     return Source(file)
 
 
 def _reader(path: str | os.PathLike) -> BinaryIO:
-    try:
-        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
-    except OSError as error:
-        if error.errno in _NO_FILE:  # a socket
-            raise ValueError("it is neither a file nor a folder.") from None
-        raise
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))

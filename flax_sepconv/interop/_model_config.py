@@ -103,7 +103,7 @@ def read(text: bytes | str, keras2: bool | None, budget: Budget) -> Layer:
 
 def is_keras2(version: Any) -> bool | None:
     """Whether this version, as a file has it, is one of a Keras before 3; `None` where it is no version."""
-    major, _, _ = str(version).partition(".")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
     return int(major) < 3 if re.fullmatch("[0-9]{1,4}", major) else None
 
 
@@ -181,8 +181,12 @@ class _Reader:
         config = {"layers": config} if isinstance(config, list) else config  # a Sequential of Keras 1
         class_name = entry["class_name"].rpartition(">")[2]
         name = config.get("name", entry.get("name"))
+        if len(class_name) > _NAME_LIMIT:
+            raise ValueError(
+                f"its model config has a class whose name has more than {_NAME_LIMIT} characters."
+            )
         name = name if isinstance(name, str) and name else snake_case(class_name, keras_2=False)
-        if max(map(len, (name, class_name, slot))) > _NAME_LIMIT:
+        if max(len(name), len(slot)) > _NAME_LIMIT:
             raise ValueError(f"its model config has a name of more than {_NAME_LIMIT} characters.")
         self.budget.step(_LAYER_STEPS)
         path = f"{parent.path}/{name}" if parent and parent.parent else name

@@ -124,12 +124,15 @@ def opened(path: str | os.PathLike, name: str | os.PathLike | None = None) -> It
 
 def _check_places(file: ModelFile, budget: Budget) -> None:
     """Refuses weights of a wrong type or place, and layers that share some."""
-    spans: dict[int, list[tuple[int, int]]] = {}
+    spans: dict[tuple, list[tuple[int, int]]] = {}
+    sources: dict[int, tuple] = {}
     for found in file.layers.values():
         for place in found.places:
             for array in place.values():
                 budget.step(_ARRAY_STEPS)
-                spans.setdefault(id(array.source), []).append((array.position, array.nbytes))
+                if id(array.source) not in sources:
+                    sources[id(array.source)] = array.source.identity
+                spans.setdefault(sources[id(array.source)], []).append((array.position, array.nbytes))
     for each in spans.values():
         each.sort()
         if any(at + size > after for (at, size), (after, _) in itertools.pairwise(each)):
