@@ -6,12 +6,13 @@ Each refuses with the argument's name, what came and what would do.
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Any, ParamSpec
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from flax_sepconv import activations, constraints, initializers, regularizers
 from flax_sepconv._depthwise import IMPLEMENTATIONS
@@ -44,6 +45,22 @@ def size(argument: str, value) -> int:
             raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {shown(value)}.")
         (value,) = value
     return count(argument, value)
+
+
+def sizes(argument: str, value) -> tuple[Any, ...]:
+    """The sizes of an array's axes: integers, symbolic dimensions of `jax.export`, and `None` where one is unknown."""
+    of_axes = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+    if not of_axes or getattr(value, "ndim", 1) != 1:
+        hint = " Pass its `.shape`." if hasattr(value, "shape") else ""
+        raise TypeError(
+            f"`{argument}` must be a sequence of sizes, such as (None, 100, 12); got {shown(value)}.{hint}"
+        )
+    known: tuple[Any, ...] = tuple(int(each) if isinstance(each, np.integer) else each for each in value)
+    if not all(each is None or type(each) is int or is_symbolic_dim(each) for each in known):
+        raise TypeError(f"`{argument}` must have integers for sizes, or None; got {shown(known)}.")
+    if any(type(each) is int and each < 0 for each in known):
+        raise ValueError(f"`{argument}` must have no negative sizes; got {shown(known)}.")
+    return known
 
 
 def choice(options: tuple[str, ...], argument: str, value) -> str:

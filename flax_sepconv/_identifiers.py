@@ -15,9 +15,12 @@ import difflib
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
+
+import jax
 
 from flax_sepconv._keras_object import KerasObject
 from flax_sepconv._messages import shown
@@ -84,6 +87,7 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
             ) from None
     if isinstance(identifier, KerasObject) and identifier.keras_module != family.classes[0].keras_module:
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
+    _refuse_module(identifier, argument)
     if not callable(identifier) or not _takes(identifier, family.called_with):
         raise TypeError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
     try:
@@ -94,6 +98,21 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
             "function, or an object of a frozen dataclass with a `__call__`."
         ) from None
     return identifier
+
+
+def _refuse_module(identifier: Any, argument: str) -> None:
+    """Refuses a module of a neural network library that has parameters or other state of its own."""
+    parts = [identifier, getattr(identifier, "__self__", None)]
+    if isinstance(identifier, functools.partial):
+        parts += [identifier.func, *identifier.args, *identifier.keywords.values()]
+    for part in parts:
+        for library in ("flax.linen", "flax.nnx", "equinox", "torch.nn"):
+            if isinstance(part, getattr(sys.modules.get(library), "Module", ())) and jax.tree.leaves(part):
+                advice = "Use it as a layer after this one" if argument == "activation" else "Pass a function"
+                raise TypeError(
+                    f"`{argument}` cannot be a module of {library} with parameters of its own, which no config holds "
+                    f"and nothing would train; got {shown(part)}. {advice}."
+                )
 
 
 def _takes(function: Callable, arguments: tuple[str, ...]) -> bool:

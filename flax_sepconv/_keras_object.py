@@ -93,12 +93,31 @@ def non_negative(name: str, value: Any) -> float:
     return checked
 
 
+def within(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
+    """The check for a finite number between two bounds."""
+
+    def check(name: str, value: Any) -> float:
+        checked = number(name, value)
+        if not low <= checked <= high:
+            wanted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise ValueError(f"`{name}` must be {wanted}; got {shown(value)}.")
+        return checked
+
+    return check
+
+
 def positive(name: str, value: Any) -> float:
     """A finite number above 0."""
     checked = number(name, value)
     if checked <= 0:
         raise ValueError(f"`{name}` must be above 0; got {shown(value)}.")
     return checked
+
+
+def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Refuses a range that is empty."""
+    if low > high:
+        raise ValueError(f"`{low_name}` must be at most `{high_name}`; got {low} and {high}.")
 
 
 def integer(name: str, value: Any) -> int:

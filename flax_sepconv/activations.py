@@ -370,6 +370,19 @@ def serialize(activation: Any, *, argument: str = "activation") -> str | dict[st
     return to_config(resolved, _KERAS_3, argument)
 
 
+def is_own(activation: Any) -> bool:
+    """Whether this is a function or layer of this module that Keras has too; all of these but `glu` keep the shape.
+
+    Args:
+        activation: what `get` returns.
+
+    Example:
+        >>> is_own(relu), is_own(Softmax()), is_own(lambda x: x)
+        (True, True, False)
+    """
+    return isinstance(activation, _Layer) or activation in _NAMES
+
+
 def mixes(activation: Any, axis: int, ndim: int) -> bool:
     """Whether what an activation gives at one place of an axis depends on what is at others.
 

@@ -21,7 +21,7 @@ from jax import export, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from flax_sepconv import _arguments, _keras_config, _symbolic, _window, activations, initializers
+from flax_sepconv import _arguments, _callables, _keras_config, _symbolic, _window, activations, initializers
 from flax_sepconv._arguments import check_shape
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
@@ -39,6 +39,10 @@ class Weight(NamedTuple):
     initializer: Callable[..., jax.Array]
     regularizer: Callable[[jax.Array], jax.Array] | None
     constraint: Callable[[jax.Array], jax.Array] | None
+
+    def argument(self, part: str) -> str:
+        """The config's argument for the weight's `"initializer"`, `"regularizer"` or `"constraint"`."""
+        return f"{self.name.removesuffix('_kernel')}_{part}"
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -68,7 +72,9 @@ class SeparableConv1DConfig:
         bias_regularizer: loss term of the bias.
         activity_regularizer: loss term of the layer's output.
         depthwise_constraint: projection of the depthwise kernel after an update. See `flax_sepconv.constraints`.
-        pointwise_constraint: projection of the pointwise kernel.
+        pointwise_constraint: projection of the pointwise kernel, `(1, in_features * depth_multiplier, filters)`. As
+            in Keras, `"max_norm"` takes norms along axis 0, so it bounds each weight by itself.
+            `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter; likewise for the other norms.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
         name: a name of the layer, for `get_config`; nothing is computed from it.
@@ -162,11 +168,10 @@ class SeparableConv1DConfig:
                 f"dilation_rate={self.dilation_rate}. Set one of them to 1."
             )
         for weight in self.weights(in_features=1):
-            part = weight.name.removesuffix("_kernel")
-            check_shape(f"{part}_initializer", weight.initializer, weight.shape)
-            check_shape(f"{part}_regularizer", weight.regularizer, weight.shape)
-            check_shape(f"{part}_constraint", weight.constraint, weight.shape)
+            for part in ("initializer", "regularizer", "constraint"):
+                check_shape(weight.argument(part), getattr(weight, part), weight.shape)
         check_shape("activity_regularizer", self.activity_regularizer, (1, 1, self.filters))
+        _callables.try_out(self)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and _key(self) == _key(other)
@@ -183,6 +188,8 @@ class SeparableConv1DConfig:
 
     def weights(self, in_features: int) -> tuple[Weight, ...]:
         """The layer's weights for `in_features` input channels, in Keras's order; no bias without `use_bias`."""
+        if not export.is_symbolic_dim(in_features):
+            in_features = _arguments.count("in_features", in_features)
         channels = in_features * self.depth_multiplier
         shapes = {
             "depthwise_kernel": (self.kernel_size, in_features, self.depth_multiplier),
@@ -285,14 +292,18 @@ class SeparableConv1DConfig:
             A tuple, with `None` where a size follows from an unknown one.
 
         Raises:
-            ValueError: fewer than two sizes, or a length that gives no output.
+            ValueError: fewer than two sizes, no channels, a length that gives no output, or an activation of your own
+                that cannot be traced.
+            TypeError: `input_shape` is no sequence of sizes.
         """
-        shape = tuple(input_shape)
+        shape = list(_arguments.sizes("input_shape", input_shape))
         if len(shape) < 2:
-            raise ValueError(f"`input_shape` must have at least a length and channels; got {shape}.")
-        if self.data_format == "channels_last":
-            return (*shape[:-2], self.output_length(shape[-2]), self.filters)
-        return (*shape[:-2], self.filters, self.output_length(shape[-1]))
+            raise ValueError(f"`input_shape` must have at least a length and channels; got {tuple(shape)}.")
+        if shape[self.channel_axis] == 0:
+            raise ValueError(f"`input_shape` must have at least one channel; got {tuple(shape)}.")
+        shape[self.time_axis] = self.output_length(shape[self.time_axis])
+        shape[self.channel_axis] = self.filters
+        return _callables.shape_after(self, tuple(shape))
 
     def get_config(self) -> dict[str, Any]:
         """The layer's config as Keras 3's `layer.get_config()` gives it, ready for `json.dumps`.

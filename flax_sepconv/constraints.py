@@ -7,7 +7,16 @@
 | `"unit_norm"`, `UnitNorm(axis=0)` | norms along `axis` are 1 |
 | `"min_max_norm"`, `MinMaxNorm(min_value=0.0, max_value=1.0, rate=1.0, axis=0)` | norms are in between |
 
-A norm is that of all entries along `axis`: an integer, several integers, or `None` for the whole array. Keras
+A norm is that of all entries along `axis`: an integer, several integers, or `None` for the whole array. The default
+is Keras's. What it means for the weights of this layer:
+
+| weight | shape | along axis 0 | norm of each filter |
+| --- | --- | --- | --- |
+| depthwise kernel | `(kernel_size, in_features, depth_multiplier)` | the taps of each filter | `axis=0` |
+| pointwise kernel | `(1, in_features * depth_multiplier, filters)` | each weight by itself | `axis=1` |
+| bias | `(filters,)` | the whole bias | |
+
+So `pointwise_constraint="max_norm"` clips each weight to 2; `MaxNorm(2, axis=1)` bounds the norm of each filter. Keras
 adds 1e-7 to a norm before it divides by it, so a vector of zeros stays zero, and a projected norm is exact to
 1e-7 and rounding. Norms of half-precision arrays are taken in float32.
 
@@ -16,16 +25,20 @@ Keras 2's `RadialConstraint` rotates the rank-4 kernels of two-dimensional convo
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from optax import projections
 
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
-from flax_sepconv._keras_object import Axes, KerasObject, Number, check_axes, widened
+from flax_sepconv._keras_object import Axes, KerasObject, check_axes, check_range, widened, within
 
 _EPSILON = 1e-7  # Keras's
+
+
+Norm = Annotated[float, within(0)]
+Rate = Annotated[float, within(0, 1)]
 
 
 class Constraint(KerasObject):
@@ -47,8 +60,9 @@ class MaxNorm(Constraint):
     """Scales down what has a norm above a bound.
 
     Args:
-        max_value: the largest norm.
-        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+        max_value: the largest norm, at least 0.
+        axis: the axes along which norms are taken: an integer, several, or `None` for all. For the norm of each
+            filter of a pointwise kernel, `MaxNorm(2, axis=1)`.
 
     Raises:
         ValueError: when called with an array that lacks an axis.
@@ -60,7 +74,7 @@ class MaxNorm(Constraint):
          [0.8 0.4]]
     """
 
-    max_value: Number = 2
+    max_value: Norm = 2
     axis: Axes = 0
 
     def __call__(self, w: jax.Array) -> jax.Array:
@@ -89,7 +103,8 @@ class UnitNorm(Constraint):
     """Scales everything but zeros to norm 1.
 
     Args:
-        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+        axis: the axes along which norms are taken: an integer, several, or `None` for all. For the norm of each
+            filter of a pointwise kernel, `UnitNorm(axis=1)`; with axis 0 each of its weights becomes 1 or -1.
 
     Raises:
         ValueError: when called with an array that lacks an axis.
@@ -112,10 +127,11 @@ class MinMaxNorm(Constraint):
     """Brings norms into an interval, or part of the way there.
 
     Args:
-        min_value: the smallest norm.
-        max_value: the largest norm.
-        rate: how much of the way each projection goes; 1 is all of it.
-        axis: the axes along which norms are taken: an integer, several, or `None` for all.
+        min_value: the smallest norm, at least 0.
+        max_value: the largest norm, at least `min_value`.
+        rate: how much of the way each projection goes, from 0 to 1, which is all of it.
+        axis: the axes along which norms are taken: an integer, several, or `None` for all. For the norm of each
+            filter of a pointwise kernel, `MinMaxNorm(axis=1)`.
 
     Raises:
         ValueError: when called with an array that lacks an axis.
@@ -126,10 +142,14 @@ class MinMaxNorm(Constraint):
         [0.  4.5]
     """
 
-    min_value: Number = 0.0
-    max_value: Number = 1.0
-    rate: Number = 1.0
+    min_value: Norm = 0.0
+    max_value: Norm = 1.0
+    rate: Rate = 1.0
     axis: Axes = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("min_value", self.min_value, "max_value", self.max_value)
 
     def __call__(self, w: jax.Array) -> jax.Array:
         """`w * (rate * clip(norm, min_value, max_value) + (1 - rate) * norm) / norm`."""

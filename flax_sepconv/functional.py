@@ -5,6 +5,7 @@
 Arrays in, arrays out: nothing here knows Flax or optax. Everything is checked before anything is computed.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from flax_sepconv import _arguments, _ragged, _window
+from flax_sepconv import _arguments, _callables, _ragged, _window
 from flax_sepconv._depthwise import Geometry, definition, depthwise
 from flax_sepconv._dtypes import wide
 from flax_sepconv._separable import separable
@@ -84,10 +85,11 @@ def separable_conv1d(
     y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
     y = y.astype(dtype)
     if lengths is None:
-        return config.activation(y)
+        return _callables.activated(config, y)
     # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
     out = config.output_length(lengths)
-    return _ragged.without_padding(config.activation(_ragged.without_padding(y, out, config)), out, config)
+    y = _callables.activated(config, _ragged.without_padding(y, out, config))
+    return _ragged.without_padding(y, out, config)
 
 
 def init_params(key: ArrayLike, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
@@ -122,8 +124,7 @@ def init_params(key: ArrayLike, in_features: int, config: SeparableConv1DConfig)
     weights = config.weights(in_features)
     params = {}
     for weight, subkey in zip(weights, jax.random.split(key, len(weights)), strict=True):
-        value = weight.initializer(subkey, weight.shape, config.param_dtype)
-        params[weight.name] = as_initial(value, weight, config)
+        params[weight.name] = as_initial(_callables.drawn(weight, subkey, config), weight, config)
     return params
 
 
@@ -197,12 +198,11 @@ def depthwise_conv1d(
 
 
 def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
-    """What an initializer returned, in `param_dtype`; refused if it is of another shape than it should be."""
-    value = jnp.asarray(value)
-    if value.shape != weight.shape:
-        raise ValueError(
-            f"the initializer of `{weight.name}` must return the shape {weight.shape}; got {value.shape}."
-        )
+    """What an initializer returned, in `param_dtype`; refused if it is not what it should be."""
+    with contextlib.suppress(TypeError, ValueError):  # what is no array is refused below
+        value = jnp.asarray(value)
+        value = value.astype(config.param_dtype) if value.dtype == bool else value
+    _callables.check_result(weight.argument("initializer"), value, weight.shape)
     return value.astype(config.param_dtype)
 
 

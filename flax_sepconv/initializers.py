@@ -35,9 +35,11 @@ from flax_sepconv._keras_object import (
     Positive,
     axes,
     check_axes,
+    check_range,
     integer,
     one_of,
     values,
+    within,
 )
 
 
@@ -95,6 +97,7 @@ def _fan_axes(name: str, value: Any) -> tuple[int, ...] | None:
     return chosen
 
 
+Deviation = Annotated[float, within(0)]
 Seed = Annotated[int | None, _seed]
 FanAxes = Annotated[Sequence[int] | None, _fan_axes]
 
@@ -213,12 +216,12 @@ class RandomNormal(Initializer):
 
     Args:
         mean: its mean.
-        stddev: its standard deviation.
+        stddev: its standard deviation, at least 0.
         seed: an integer for the same values at each call, or `None`.
     """
 
     mean: Number = 0.0
-    stddev: Number = 0.05
+    stddev: Deviation = 0.05
     seed: Seed = None
 
     def _values(self, key, shape, dtype):
@@ -231,12 +234,12 @@ class TruncatedNormal(Initializer):
 
     Args:
         mean: its mean.
-        stddev: its standard deviation before truncation; it is 0.88 times that after.
+        stddev: its standard deviation before truncation, at least 0; it is 0.88 times that after.
         seed: an integer for the same values at each call, or `None`.
     """
 
     mean: Number = 0.0
-    stddev: Number = 0.05
+    stddev: Deviation = 0.05
     seed: Seed = None
 
     def _values(self, key, shape, dtype):
@@ -249,13 +252,17 @@ class RandomUniform(Initializer):
 
     Args:
         minval: its lower bound.
-        maxval: its upper bound.
+        maxval: its upper bound, at least `minval`.
         seed: an integer for the same values at each call, or `None`.
     """
 
     minval: Number = -0.05
     maxval: Number = 0.05
     seed: Seed = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("minval", self.minval, "maxval", self.maxval)
 
     def _values(self, key, shape, dtype):
         return self.minval + (self.maxval - self.minval) * jax.random.uniform(key, shape, dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from flax_sepconv import _arguments
+from flax_sepconv import _arguments, _callables
 from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import check_input, check_width
@@ -216,5 +216,5 @@ SeparableConvolution1D = SeparableConv1D
 
 def _draw(weight: Weight, config: SeparableConv1DConfig, key: jax.Array) -> Any:
     """The initial value of a weight, in whatever box its initializer puts it."""
-    drawn = weight.initializer(key, weight.shape, config.param_dtype)
+    drawn = _callables.drawn(weight, key, config)
     return jax.tree.map(lambda value: as_initial(value, weight, config), drawn)

@@ -5,6 +5,7 @@ Keras collects these in `layer.losses` behind the user's back; here they are add
     loss = data_loss + fsc.regularization_loss(params, configs) + fsc.activity_loss(y, config)
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flax_sepconv._callables import penalty
 from flax_sepconv._tree import Configs, places_of, weights_of
 from flax_sepconv._validation import as_real
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -47,7 +49,8 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
     leaves = weights_of(params, places)
     for path, place in places.items():
         if place.config.trainable and place.weight.regularizer is not None:
-            total += jnp.sum(place(place.weight.regularizer, leaves[path], reduces=True))
+            term = functools.partial(penalty, place.weight.argument("regularizer"), place.weight.regularizer)
+            total += jnp.sum(place(term, leaves[path], reduces=True))
     return total
 
 
@@ -82,7 +85,7 @@ def activity_loss(y: ArrayLike, config: SeparableConv1DConfig) -> jax.Array:
         )
     if config.activity_regularizer is None:
         return jnp.zeros((), jnp.float32)
-    return config.activity_regularizer(y) / max(math.prod(y.shape[:-2]), 1)
+    return penalty("activity_regularizer", config.activity_regularizer, y) / max(math.prod(y.shape[:-2]), 1)
 
 
 def store_losses(
@@ -99,6 +102,7 @@ def store_losses(
     """
     for weight in config.weights(in_features=1):  # their names do not depend on it
         if config.trainable and weight.regularizer is not None:
-            sow(weight.name, weight.regularizer(params[weight.name]), lambda _, new: new, lambda: None)
+            term = penalty(weight.argument("regularizer"), weight.regularizer, params[weight.name])
+            sow(weight.name, term, lambda _, new: new, lambda: None)
     if config.activity_regularizer is not None:
         sow("activity", activity_loss(y, config))

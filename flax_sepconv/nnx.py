@@ -19,6 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from flax_sepconv import _arguments
+from flax_sepconv._callables import drawn
 from flax_sepconv._layer_configs import layer_configs as layer_configs
 from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._messages import shown
@@ -159,7 +160,10 @@ class SeparableConv1D(nnx.Module):
         if decode:
             check_streamable(self.config)
         for weight in self.config.weights(self.in_features):
-            param = nnx.Param(weight.initializer(rngs.params(), weight.shape, self.config.param_dtype))
+            value = drawn(weight, rngs.params(), self.config)
+            if not isinstance(value, nnx.VariableMetadata):  # what `nnx.with_partitioning` makes of an array
+                value = as_initial(value, weight, self.config)
+            param = nnx.Param(value)
             setattr(self, weight.name, param.replace(as_initial(param[...], weight, self.config)))
 
     @classmethod

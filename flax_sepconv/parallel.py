@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flax_sepconv import _window, functional
+from flax_sepconv import _callables, _window, functional
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_input, check_params, check_width
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -123,7 +123,7 @@ def separable_conv1d(
     y = jax.shard_map(apply, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(params, array)
     if y.shape[time] != out_length:
         y = _resized(placed(y, spec(None, features)), time, out_length)
-    return config.activation(y)
+    return _callables.activated(config, y)
 
 
 def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:

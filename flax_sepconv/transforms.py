@@ -10,12 +10,14 @@ Keras projects a weight after the optimizer has changed it. optax adds updates t
 replaced by the one that leads to the projection of where the optimizer would have gone.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from flax_sepconv._callables import projection
 from flax_sepconv._messages import shown
 from flax_sepconv._tree import Configs, Path, Place, leaves_of, places_of, updates_of, weights_of
 
@@ -190,11 +192,7 @@ def _constrained(update, param, place: Place):
         return update
     # Where `optax.apply_updates` would go, rounded as it rounds.
     target = (param + update).astype(param.dtype)
-    projected = place(constraint, target)
-    if projected.shape != target.shape:
-        raise ValueError(
-            f"the constraint of `{place.weight.name}` must keep the shape {target.shape}; got {projected.shape}."
-        )
+    projected = place(functools.partial(projection, place.weight.argument("constraint"), constraint), target)
     # An entry that is where it should be keeps its update, so that `param + update` is it to the last bit.
     wide = jnp.promote_types(param.dtype, update.dtype)
     step = projected.astype(wide) - param.astype(wide)

@@ -1,6 +1,7 @@
 """A config is validated, hashable, short to read, and Keras's own config there and back."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -91,6 +92,72 @@ def test_output_shape_keeps_what_is_unknown():
         Config(8, 3).output_shape((3,))
 
 
+def both_signs(y, axis):
+    return jax.nn.relu(jnp.concatenate([y, -y], axis))
+
+
+@settings(max_examples=60)
+@given(reference.layers(), st.sampled_from(["gelu", "softmax", lambda y: y**2, both_signs]))
+def test_output_shape_is_the_shape_of_the_output(layer, activation):
+    config, params, x = layer
+    if activation is both_signs:
+        activation = functools.partial(both_signs, axis=config.channel_axis)
+    config = dataclasses.replace(config, activation=activation)
+    expected = jax.eval_shape(lambda x: fsc.separable_conv1d(params, x, config), x).shape
+    assert config.output_shape(x.shape) == expected
+    unknown = config.output_shape((None,) * x.ndim)
+    assert unknown[config.channel_axis] == expected[config.channel_axis]
+    assert all(size is None for i, size in enumerate(unknown) if i != config.channel_axis % x.ndim)
+
+
+@pytest.mark.parametrize("length", [10, 11, None])
+def test_output_shape_of_glu_is_half_the_last_axis(length):
+    assert Config(8, 3, activation="glu").output_shape((2, length, 3))[-1] == 4
+    first = Config(7, 3, activation="glu", data_format="channels_first", padding="same")
+    if length == 11:
+        with pytest.raises(
+            ValueError, match=r"`activation` 'glu' halves the last axis, .* got the shape \(2, 7, 11\)"
+        ):
+            first.output_shape((2, 3, length))
+        with pytest.raises(ValueError, match="`activation` 'glu' halves the last axis"):
+            fsc.separable_conv1d(fsc.init_params(jax.random.key(0), 3, first), jnp.ones((2, 3, 11)), first)
+    else:
+        assert first.output_shape((2, 3, length)) == (2, 7, length and 5)
+    with pytest.raises(ValueError, match="`activation` 'glu' halves the last axis, which must be even"):
+        Config(7, 3, activation="glu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        (None, TypeError, "`input_shape` must be a sequence of sizes, such as (None, 100, 12); got None"),
+        ("abc", TypeError, "`input_shape` must be a sequence of sizes, such as (None, 100, 12); got 'abc'"),
+        (10, TypeError, "`input_shape` must be a sequence of sizes, such as (None, 100, 12); got 10"),
+        ({"length": 10}, TypeError, "`input_shape` must be a sequence of sizes"),
+        (
+            np.ones((2, 10, 3)),
+            TypeError,
+            "got an array of the shape (2, 10, 3) and dtype float64. Pass its `.shape`",
+        ),
+        (jax.ShapeDtypeStruct((2, 10, 3), "float32"), TypeError, "Pass its `.shape`"),
+        ((2, 10.0, 3), TypeError, "`input_shape` must have integers for sizes, or None; got (2, 10.0, 3)"),
+        ((2, True, 3), TypeError, "`input_shape` must have integers for sizes, or None; got (2, True, 3)"),
+        ((-1, 10, 3), ValueError, "`input_shape` must have no negative sizes; got (-1, 10, 3)"),
+        ((2, 10, 0), ValueError, "`input_shape` must have at least one channel; got (2, 10, 0)"),
+        ((2, 2, 3), ValueError, "the output would be empty: length=2"),
+    ],
+)
+def test_output_shape_refuses_what_is_no_shape(shape, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Config(8, 3).output_shape(shape)
+
+
+@pytest.mark.parametrize("in_features", ["a", 0, -1, None, 1.5, True])
+def test_weights_refuse_what_is_no_number_of_channels(in_features):
+    with pytest.raises((TypeError, ValueError), match="`in_features` must be a"):
+        Config(8, 3).weights(in_features)
+
+
 @settings(max_examples=100)
 @given(
     reference.configs(),
@@ -156,9 +223,14 @@ def test_dtype_policies(policy, dtype, param_dtype):
 
 
 def test_what_keras_cannot_say_is_refused_by_name():
-    for argument in ("activation", "depthwise_initializer", "bias_regularizer", "pointwise_constraint"):
-        with pytest.raises(ValueError, match=f"`{argument}`"):
-            Config(8, 3, **{argument: lambda *args: args[0]}).get_config()
+    for argument, function in {
+        "activation": lambda x: x,
+        "depthwise_initializer": lambda key, shape, dtype: jnp.zeros(shape, dtype),
+        "bias_regularizer": lambda w: 0.0,
+        "pointwise_constraint": lambda w: w,
+    }.items():
+        with pytest.raises(ValueError, match=f"`{argument}` is <function .* which Keras 3 has no name for"):
+            Config(8, 3, **{argument: function}).get_config()
     with pytest.raises(ValueError, match="`dtype` and `param_dtype` must be equal"):
         Config(8, 3, dtype="float16", param_dtype="bfloat16").get_config()
 

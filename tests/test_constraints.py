@@ -1,5 +1,7 @@
 """Constraints project: into their set, changing nothing inside it, keeping shape and dtype."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,16 @@ def test_norms_of_float16_do_not_overflow():
     np.testing.assert_allclose(MaxNorm(2.0)(w), 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["max_norm", "unit_norm", "min_max_norm"])
+def test_the_default_axis_of_a_pointwise_kernel_is_each_weight_by_itself(name):
+    w = jnp.array([[[3.0, -4.0], [5.0, 0.25]]])
+    default, filters = constraints.get(name), dataclasses.replace(constraints.get(name), axis=1)
+    np.testing.assert_array_equal(
+        default(w), jax.vmap(jax.vmap(jax.vmap(dataclasses.replace(default, axis=None))))(w)
+    )
+    np.testing.assert_allclose(filters(w)[..., 0], default(w[0, :, 0])[None], rtol=1e-6)
+
+
 def test_biases_have_one_axis():
     np.testing.assert_allclose(MaxNorm(1.0)(np.array([3.0, 4.0], np.float32)), [0.6, 0.8], rtol=1e-6)
 
@@ -120,6 +132,16 @@ def test_axes_are_written_as_lists():
         (lambda: MaxNorm("2"), TypeError, "`max_value` must be a number; got '2'."),
         (lambda: MaxNorm(float("inf")), ValueError, "`max_value` must be a finite number; got inf."),
         (lambda: MinMaxNorm(rate=True), TypeError, "`rate` must be a number; got True."),
+        (lambda: MaxNorm(-1), ValueError, "`max_value` must be at least 0; got -1."),
+        (lambda: MinMaxNorm(-0.5), ValueError, "`min_value` must be at least 0; got -0.5."),
+        (lambda: MinMaxNorm(2, 1), ValueError, "`min_value` must be at most `max_value`; got 2 and 1."),
+        (lambda: MinMaxNorm(rate=3), ValueError, "`rate` must be between 0 and 1; got 3."),
+        (lambda: MinMaxNorm(rate=-0.1), ValueError, "`rate` must be between 0 and 1; got -0.1."),
+        (
+            lambda: constraints.get({"class_name": "MaxNorm", "config": {"max_value": -2}}, argument="part"),
+            ValueError,
+            "`part`: `max_value` must be at least 0; got -2.",
+        ),
         (lambda: UnitNorm(0.5), TypeError, "`axis` must be an integer; got 0.5."),
         (lambda: UnitNorm(True), TypeError, "`axis` must be an integer; got True."),
         (lambda: UnitNorm("01"), TypeError, "`axis` must be an integer; got '01'."),

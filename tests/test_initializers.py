@@ -48,7 +48,7 @@ def truncated(variance):
 RANDOM = [
     (RandomNormal(0.5, 2.0), 0.5, (4.0, np.inf)),
     (RandomUniform(-1, 3), 1.0, uniform(4 / 3)),
-    (RandomUniform(3, -1), 1.0, uniform(4 / 3)),
+    (RandomUniform(-1, 3), 1.0, uniform(4 / 3)),
     (TruncatedNormal(0.5, 2.0), 0.5, truncated((2 * TRUNCATED) ** 2)),
     (GlorotUniform(), 0.0, uniform(2 / (FAN_IN + FAN_OUT))),
     (GlorotNormal(), 0.0, truncated(2 / (FAN_IN + FAN_OUT))),
@@ -294,6 +294,9 @@ SEED_GENERATOR = {"module": "keras.random", "class_name": "SeedGenerator", "conf
             ValueError,
             "`Orthogonal` must be given a shape of two or more axes",
         ),
+        (lambda: RandomNormal(stddev=-1), ValueError, "`stddev` must be at least 0; got -1."),
+        (lambda: TruncatedNormal(stddev=-0.1), ValueError, "`stddev` must be at least 0; got -0.1."),
+        (lambda: RandomUniform(1, 0), ValueError, "`minval` must be at most `maxval`; got 1 and 0."),
         (lambda: STFT("both"), ValueError, "`side` must be 'real' or 'imag'; got 'both'."),
         (
             lambda: STFT(window="round"),
