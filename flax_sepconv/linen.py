@@ -72,7 +72,8 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         bias_regularizer: loss term of the bias.
         activity_regularizer: loss term of the layer's output.
         depthwise_constraint: projection of the depthwise kernel after an update. See `flax_sepconv.constraints`.
-        pointwise_constraint: projection of the pointwise kernel.
+        pointwise_constraint: projection of the pointwise kernel, `(1, in, filters)`. `"max_norm"` bounds each weight by
+            itself, since Keras's axis is 0; `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds each filter's norm.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
         name: a name of the layer, for `get_config`; nothing is computed from it.
