@@ -20,18 +20,14 @@ Source: "HDF5 File Format Specification Version 3.0", The HDF Group. Section num
 import array
 import contextlib
 import functools
-import math
 import struct
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from flax_sepconv.interop import _hdf5_messages as decode
-from flax_sepconv.interop import _hdf5_text
 from flax_sepconv.interop._budget import Budget
 from flax_sepconv.interop._bytes import Source
 from flax_sepconv.interop._hdf5_messages import Message
+from flax_sepconv.interop._hdf5_objects import Dataset, Object
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _UNDEFINED = 2**64 - 1
@@ -105,8 +101,12 @@ class File:
 
     def take(self, at: int, size: int) -> None:
         """Marks what belongs to a structure as taken."""
-        self.taken.append(at)
-        self.taken.append(size)
+        if self.taken and self.taken[-2] <= at <= self.taken[-2] + self.taken[-1]:
+            # It goes on where the last one ended.
+            self.taken[-1] = max(self.taken[-1], at + size - self.taken[-2])
+        else:
+            self.taken.append(at)
+            self.taken.append(size)
 
     def entries(self, count: int) -> None:
         """Counts the entries of a structure."""
@@ -117,44 +117,26 @@ class File:
         """The group or dataset at an address, under the first of the names that led to it."""
         if address not in self._objects:
             self.budget.hold(_OBJECT_BYTES + len(name))
-            found = _Object(self, address, parent, name)
-            if any(kind in found.messages for kind in (Message.LINK_INFO, Message.LINK)):
+            header = self._header(address, name)
+            kinds = {kind for kind, _ in header}
+            if Message.LINK_INFO in kinds or Message.LINK in kinds:
                 raise ValueError(_NEWER)
-            cls = Group if Message.SYMBOL_TABLE in found.messages else Dataset
-            self._objects[address] = cls(self, address, parent, name)
-            self._objects[address].header = found.header
+            cls = Group if Message.SYMBOL_TABLE in kinds else Dataset
+            self._objects[address] = cls(self, address, parent, name, header)
         return self._objects[address]
 
-
-class _Object:
-    """What a group and a dataset have in common: a header made of messages."""
-
-    def __init__(self, file: File, address: int, parent: "Group | None", name: str):
-        self.file, self.address, self.parent, self.name = file, address, parent, name
-
-    @property
-    def path(self) -> str:
-        """The names from the root down to this; of a long way the end."""
-        names, here = [], self
-        while here.parent and len(names) < 100:
-            names.append(here.name)
-            here = here.parent
-        self.file.budget.step(1 + len(names) + sum(map(len, names)) // _STEP_BYTES)
-        return "/".join([*(["..."] if here.parent else []), *reversed(names)])
-
-    @functools.cached_property
-    def header(self) -> list[tuple[int, bytes]]:
-        """The header's messages, each as its type and its body (IV.A.1.a)."""
-        version, total, size = struct.unpack("<BxH4xI4x", prefix := self.file.read(self.address, 16))
+    def _header(self, address: int, name: str) -> list[tuple[int, bytes]]:
+        """The messages of the header at an address, each as its type and its body (IV.A.1.a)."""
+        version, total, size = struct.unpack("<BxH4xI4x", prefix := self.read(address, 16))
         if prefix[:4] == b"OHDR":
             raise ValueError(_NEWER)
         if version != 1:
-            raise ValueError(f"it is damaged: {self.path or 'its root'!r} has no header.")
-        self.file.entries(total)
-        found, blocks = [], [(self.address + 16, size)]
+            raise ValueError(f"it is damaged: {name or 'its root'!r} has no header.")
+        self.entries(total)
+        found, blocks = [], [(address + 16, size)]
         for start, length in blocks:  # grows where the header is continued elsewhere
-            block, at = self.file.read(start, length), 0
-            self.file.budget.hold(length)
+            block, at = self.read(start, length), 0
+            self.budget.hold(length)
             while at + 8 <= length and len(found) < total:
                 kind, size, flags = struct.unpack_from("<HHB", block, at)
                 body = block[at + 8 : at + 8 + size]
@@ -166,88 +148,8 @@ class _Object:
                 at += 8 + size
         return found
 
-    @functools.cached_property
-    def messages(self) -> dict[int, bytes]:
-        """The body of the first message of each type."""
-        return dict(reversed(self.header))
 
-    @functools.cached_property
-    def attributes(self) -> dict[bytes, bytes]:
-        """The bodies of the messages that hold attributes, by the attributes' names."""
-        bodies = [body for kind, body in self.header if kind == Message.ATTRIBUTE]
-        return {decode.attribute_name(body): body for body in bodies}
-
-    def attribute(self, name: str) -> Any:
-        """An attribute's value: a string, a list of strings, or `None` where it is missing or anything else."""
-        self.file.budget.step()
-        if name not in self._values:
-            body = self.attributes.get(name.encode())
-            self._values[name] = None if body is None else _hdf5_text.value(self.file, body)
-        return self._values[name]
-
-    @functools.cached_property
-    def _values(self) -> dict[str, Any]:
-        """The attributes that were asked for before."""
-        return {}
-
-
-class Dataset(_Object):
-    """An array of floating-point numbers in one piece of the file."""
-
-    @property
-    def source(self) -> Source:
-        """What its position counts in."""
-        return self.file.source
-
-    @functools.cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return decode.shape(self._required(Message.DATASPACE))
-
-    @functools.cached_property
-    def dtype(self) -> np.dtype:
-        """Its dtype, with the byte order of the file."""
-        dtype = decode.float_dtype(self._required(Message.DATATYPE))
-        if dtype is None:
-            raise ValueError(f"{self.path!r} does not hold floating-point numbers.")
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def position(self) -> int:
-        """Where in the file its values begin; they are all within the file."""
-        place = self.place()
-        if place is None:
-            raise ValueError(f"{self.path!r} is not stored in one piece, as Keras stores arrays.")
-        position, size = place
-        if size != self.nbytes or position + size > self.file.source.size:
-            raise ValueError(f"{self.path!r} is damaged: its size or place in the file is wrong.")
-        return position
-
-    def place(self) -> tuple[int, int] | None:
-        """Position and size of its data, whatever they are; `None` where they are not in one piece (IV.A.2.i)."""
-        if Message.FILTERS in self.messages or Message.EXTERNAL in self.messages:
-            raise ValueError(f"{self.path!r} is compressed or kept in another file, which Keras never does.")
-        body = self._required(Message.LAYOUT)
-        return decode.unpack("<2x2Q", body) if decode.unpack("<2B", body) == (3, 1) else None
-
-    def read(self) -> np.ndarray:
-        """Its values, in the machine's byte order."""
-        data = self.file.source.read(self.position, self.nbytes)
-        dtype = self.dtype
-        return np.frombuffer(data, dtype).reshape(self.shape).astype(dtype.newbyteorder("="), copy=False)
-
-    def _required(self, kind: int) -> bytes:
-        if kind not in self.messages:
-            raise ValueError(f"{self.path!r} is damaged, or not an array.")
-        return self.messages[kind]
-
-
-class Group(_Object):
+class Group(Object):
     """A group: names, and the groups and datasets they stand for."""
 
     def get(self, path: str) -> "Group | Dataset | None":

@@ -78,8 +78,9 @@ def fields(message: Any, budget: Budget, wanted: Container[int]) -> dict[int, li
     at = 0
     budget.step(_FIELD_STEPS)
     while at < len(message):
-        budget.step(_FIELD_STEPS)
-        tag, at = (message[at], at + 1) if message[at] < 128 else varint(message, at)
+        is_short = message[at] < 128
+        budget.step(_FIELD_STEPS if is_short else 2 * _FIELD_STEPS)
+        tag, at = (message[at], at + 1) if is_short else varint(message, at)
         start = at
         match tag & 7:
             case 0:
