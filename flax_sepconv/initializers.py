@@ -141,7 +141,8 @@ class Constant(Initializer):
         given = np.shape(self.value)
         known = math.prod(size for size in shape if size is not None)
         # As in TF 2.0, which only counts.
-        counts = math.prod(given) % known == 0 if None in shape else math.prod(given) == known
+        count = math.prod(given)
+        counts = count > 0 and (count % known == 0 if None in shape else count == known)
         pairs = zip(reversed(given), reversed(shape), strict=False)
         fits = len(given) <= len(shape) and all(own in (1, size) or size is None for own, size in pairs)
         if not (counts or fits):

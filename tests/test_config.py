@@ -337,6 +337,7 @@ def test_refusals(arguments, error, message):
             {"depthwise_initializer": initializers.GlorotUniform(None, [0, -3], [1])},
             "`input_axes` must have each axis",
         ),
+        ({"depthwise_initializer": initializers.Constant([])}, "`value` must be of the shape"),
         ({"depthwise_constraint": constraints.UnitNorm([0, 0])}, "`axis` must have each axis once"),
         (
             {"depthwise_initializer": initializers.Constant(np.ones((2, 5, 1)))},

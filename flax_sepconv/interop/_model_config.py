@@ -20,8 +20,8 @@ from flax_sepconv.interop import _json
 from flax_sepconv.interop._budget import Budget
 
 _NAME_LIMIT = 256
-# In steps: making a config, each value in one, and anything else that has a class and a config.
-CONFIG_STEPS, _VALUE_STEPS, _LAYER_STEPS, _LAYER_BYTES = 250, 2, 20, 1000
+# In steps: making a config, each value and each list in one, and anything else that has a class and a config.
+CONFIG_STEPS, _VALUE_STEPS, _LIST_STEPS, _LAYER_STEPS, _LAYER_BYTES = 250, 2, 6, 30, 1000
 
 _CLASSES = ("SeparableConv1D", "SeparableConvolution1D")
 _PACKAGES = ("", "keras", "tf_keras", "tensorflow", "tf")
@@ -224,6 +224,6 @@ def _check_strings(value: Any, budget: Budget) -> None:
     if isinstance(value, str) and len(value) > _NAME_LIMIT:
         raise ValueError(f"its config has a text of more than {_NAME_LIMIT} characters, {shown(value)}.")
     if isinstance(value, dict | list):
-        budget.step(_VALUE_STEPS * len(value))
+        budget.step(_VALUE_STEPS * len(value) + (_LIST_STEPS if isinstance(value, list) else 0))
         for each in value if isinstance(value, list) else (*value, *value.values()):
             _check_strings(each, budget)

@@ -85,19 +85,20 @@ def save(
     """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.
 
     The copy has the bytes of the original but for these weights (and, in an archive, a checksum): other layers,
-    the optimizer, configs and metadata stay what they are. It is made beside `out` and takes its name at the
-    end, so `out` may be `path`, and whatever happens on the way leaves what was there.
+    the optimizer, configs and metadata stay what they are. It is made beside `out`, read again, and takes its name
+    at the end, so `out` may be `path`, and whatever happens on the way leaves what was there. It has the permissions
+    of the file that it replaces, or else those of `path` under the process's mask.
 
     Args:
         path: a `.keras` or `.h5` file.
         params: parameters of layers by the keys that `load` gives. Layers that are not in it keep their weights.
-        out: where the copy goes.
+        out: where the copy goes. A link is followed.
 
     Raises:
         ValueError: no such layer is in the file; parameters are missing, unknown, or differ in shape or dtype
-            from the file's; or the file is one that `load` refuses, a SavedModel folder, or an archive that
-            something other than Keras has compressed.
-        OSError: there is no such file, or `out` cannot be written.
+            from the file's; or the file is one that `load` refuses, a SavedModel folder, an archive that
+            something other than Keras has compressed, or one in which these weights are something else, too.
+        OSError: there is no such file, or `out` cannot be written, or is a folder or a device.
 
     Example:
         >>> from flax_sepconv.interop import keras
