@@ -1,4 +1,4 @@
-"""What a Keras model's file holds, and its layers as a safetensors file, from the command line.
+"""The command line: shows what a Keras model's file holds, and writes its layers to a safetensors file.
 
 flax-sepconv inspect model.keras
 flax-sepconv convert model.keras layers.safetensors
@@ -125,7 +125,7 @@ def _convert(options: argparse.Namespace, prog: str) -> str:
 
 
 def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
-    """The layers in any file that has some."""
+    """Reads the layers of any file that has some."""
     if safetensors.is_safetensors(path):
         return safetensors.read(path)
     layers, note = _model_file.read(path)
@@ -135,7 +135,7 @@ def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]
 
 
 def _files(path: str) -> Iterator[str]:
-    """A file, or those in a folder, as far as they are there."""
+    """Returns a file, or those in a folder, as far as they are there."""
     folders = os.walk(path) if os.path.isdir(path) else [("", (), (path,))]
     for folder, _, names in folders:
         yield from filter(os.path.exists, (os.path.join(folder, name) for name in names))
@@ -151,7 +151,7 @@ def _json(path: str, layers: dict, more: dict[str, Any]) -> str:
 
 
 def _report(path: str, layers: dict) -> str:
-    """A table of the layers, each with its settings below it, and a summary."""
+    """Formats a table of the layers, each with its settings below it, and a summary."""
     path = printable(path)
     if not layers:
         return f"{path}: no SeparableConv1D layers"
@@ -185,7 +185,7 @@ def _aligned(row: Sequence[str], widths: Iterable[int]) -> str:
 
 
 def _settings(config: SeparableConv1DConfig) -> list[tuple[str, list[str]]]:
-    """What differs from the defaults, by kind. Initializers have done their work and are left out."""
+    """Returns what differs from the defaults, by kind. Initializers have done their work and are left out."""
     default = SeparableConv1DConfig(config.filters, config.kernel_size, param_dtype=config.param_dtype)
     kinds: dict[str, list[str]] = {"settings": [], "regularizers": [], "constraints": []}
     for field in dataclasses.fields(config):

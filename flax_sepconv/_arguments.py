@@ -1,6 +1,6 @@
-"""What each argument of the layer may be: one function a kind, `normalize(argument, value) -> canonical value`.
+"""What each argument of the layer may be: one function for each kind, `normalize(argument, value) -> canonical value`.
 
-Each refuses with the argument's name, what came and what would do.
+An error names the argument, the value received and what would do.
 """
 
 import difflib
@@ -29,7 +29,7 @@ FLOATS = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float
 
 
 def count(argument: str, value) -> int:
-    """An integer of at least 1, and no larger than any layer's."""
+    """Returns an integer of at least 1, and no larger than any layer's."""
     number = integer(argument, value)
     if number <= 0:
         raise ValueError(f"`{argument}` must be at least 1; got {shown(value)}.")
@@ -39,7 +39,7 @@ def count(argument: str, value) -> int:
 
 
 def size(argument: str, value) -> int:
-    """A positive integer, or a sequence of one as Keras allows."""
+    """Returns a positive integer; Keras also allows a sequence of one."""
     if isinstance(value, (tuple, list)):
         if len(value) != 1:
             raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {shown(value)}.")
@@ -48,7 +48,7 @@ def size(argument: str, value) -> int:
 
 
 def sizes(argument: str, value) -> tuple[Any, ...]:
-    """The sizes of an array's axes: integers, symbolic dimensions of `jax.export`, and `None` where one is unknown."""
+    """Returns the sizes of an array's axes: integers, symbolic dimensions, and `None` where one is unknown."""
     of_axes = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
     if not of_axes or getattr(value, "ndim", 1) != 1:
         hint = " Pass its `.shape`." if hasattr(value, "shape") else ""
@@ -64,7 +64,7 @@ def sizes(argument: str, value) -> tuple[Any, ...]:
 
 
 def choice(options: tuple[str, ...], argument: str, value) -> str:
-    """One of a few words, in any case."""
+    """Returns one of a few words, given in any case."""
     lowered = value.lower() if isinstance(value, str) else value
     if lowered not in options:
         kind = ValueError if isinstance(value, str) else TypeError
@@ -73,31 +73,31 @@ def choice(options: tuple[str, ...], argument: str, value) -> str:
 
 
 def data_format(argument: str, value) -> str:
-    """Where the channels are; `None` is Keras's default."""
+    """Returns where the channels are; `None` is Keras's default."""
     return "channels_last" if value is None else choice(DATA_FORMATS, argument, value)
 
 
 def implementation(argument: str, value) -> str | None:
-    """A name of an implementation, or `None` to let the library choose."""
+    """Returns a name of an implementation, or `None` to let the library choose."""
     return None if value is None else choice(IMPLEMENTATIONS, argument, value)
 
 
 def boolean(argument: str, value) -> bool:
-    """`True` or `False`, and nothing that merely counts as one."""
+    """Returns `True` or `False`; refuses what merely counts as one."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{argument}` must be True or False; got {shown(value)}.")
     return bool(value)
 
 
 def optional_name(argument: str, value) -> str | None:
-    """A string or `None`."""
+    """Returns a string or `None`."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"`{argument}` must be a string or None; got {shown(value)}.")
     return value
 
 
 def float_dtype(argument: str, value) -> np.dtype:
-    """A real floating dtype."""
+    """Returns a real floating dtype."""
     try:
         dtype = jnp.dtype(value)
     except (TypeError, ValueError):
@@ -112,12 +112,12 @@ def float_dtype(argument: str, value) -> np.dtype:
 
 
 def optional_dtype(argument: str, value) -> np.dtype | None:
-    """A real floating dtype or `None`."""
+    """Returns a real floating dtype or `None`."""
     return None if value is None else float_dtype(argument, value)
 
 
 def precision(argument: str, value):
-    """`None`, one of lax's precisions, or a pair of them."""
+    """Returns `None`, one of lax's precisions, or a pair of them."""
     if value is None:
         return None
     if isinstance(value, (tuple, list)) and len(value) == 2:
@@ -157,7 +157,7 @@ def names_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
 
 
 def _instead(name: str, known: list[str]) -> str:
-    """What to write instead of an argument that the layer does not have."""
+    """Says what to write instead of an argument that the layer does not have."""
     name += "ializer" * name.endswith("_init")  # as Flax abbreviates it
     kernel, _, part = name.rpartition("_")
     if kernel == "kernel" and f"depthwise_{part}" in known:

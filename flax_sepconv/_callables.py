@@ -1,4 +1,4 @@
-"""A layer's functions, called with care: a caller's own may be anything, so what they return is checked.
+"""Calls a layer's functions and checks what they return, since a caller's own may return anything.
 
 When a config is made, each of them is traced once, on an array with the sizes that the config knows. What it raises
 there is its own affair, since the other sizes are made up; what it returns is not. This library's own are trusted.
@@ -58,7 +58,7 @@ def try_out(config: "SeparableConv1DConfig") -> None:
 
 
 def drawn(weight: "Weight", key: Any, config: "SeparableConv1DConfig") -> Any:
-    """What a weight's initializer makes, in whatever box it puts it; an error of its own says which it is."""
+    """Calls a weight's initializer, whose result may be boxed; an error names it."""
     try:
         value = weight.initializer(key, weight.shape, config.param_dtype)
         return np.asarray(value) if isinstance(value, list | tuple) else value
@@ -67,21 +67,21 @@ def drawn(weight: "Weight", key: Any, config: "SeparableConv1DConfig") -> Any:
 
 
 def penalty(argument: str, regularizer: Callable, w: Any) -> Any:
-    """What a regularizer makes of a weight or an output: a real number."""
+    """Calls a regularizer on a weight or an output; the result is a real number."""
     value = regularizer(w)
     check_result(argument, value, ())
     return value
 
 
 def projection(argument: str, constraint: Callable, w: jax.Array) -> jax.Array:
-    """What a constraint makes of a weight: real numbers of its shape."""
+    """Calls a constraint on a weight; the result is real numbers of its shape."""
     value = constraint(w)
     check_result(argument, value, w.shape)
     return value
 
 
 def activated(config: "SeparableConv1DConfig", y: jax.Array) -> jax.Array:
-    """What the activation makes of an output."""
+    """Calls the activation on an output."""
     if config.activation is activations.glu:
         shape_after(config, y.shape)
     try:
@@ -94,7 +94,7 @@ def activated(config: "SeparableConv1DConfig", y: jax.Array) -> jax.Array:
 
 
 def shape_after(config: "SeparableConv1DConfig", shape: Shape) -> Shape:
-    """The shape of what the activation makes of an output; `None` where a size is not known."""
+    """Computes the shape after the activation; `None` where a size is not known."""
     activation = config.activation
     if activation is activations.glu:
         *others, size = shape
@@ -144,7 +144,7 @@ def _try(argument: str, function: Callable | None, shape: tuple[int, ...], wante
 
 
 def _traced(argument: str, function: Callable, shape: tuple[int, ...], wanted: Shape) -> tuple[int, ...]:
-    """The shape that a function returns for one."""
+    """Computes the shape that a function returns for one."""
     draws = argument.endswith("initializer")
 
     def look(x):
@@ -158,7 +158,7 @@ def _traced(argument: str, function: Callable, shape: tuple[int, ...], wanted: S
                 f"without conditions on values; got {shown(function)}."
             ) from error
         if draws and isinstance(value, list | tuple):
-            with contextlib.suppress(Exception):  # what is no array is refused below
+            with contextlib.suppress(Exception):  # what is not an array is refused below
                 value = np.asarray(value)
         if not (draws and _is_box(value)):
             check_result(argument, value, wanted)
@@ -179,7 +179,7 @@ def _traced(argument: str, function: Callable, shape: tuple[int, ...], wanted: S
 
 
 def _is_box(value: Any) -> bool:
-    """Whether this may hold an array and what is known of it, as `nn.with_partitioning` returns."""
+    """Returns whether this may hold an array and what is known of it, as `nn.with_partitioning` returns."""
     plain = value is None or callable(value) or hasattr(value, "dtype")
     return not (plain or isinstance(value, str | int | float | complex | list | tuple | dict))
 
@@ -212,7 +212,7 @@ def _failed(argument: str, shape: Shape, error: Exception) -> Exception:
 
 
 def _made_up(shape: Shape) -> tuple[int, ...]:
-    """A shape with sizes, which are all different, where none is known."""
+    """Makes up sizes, all different, where a shape has none."""
     return tuple(2 + i if size is None else size for i, size in enumerate(shape))
 
 

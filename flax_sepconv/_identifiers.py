@@ -28,11 +28,11 @@ from flax_sepconv._messages import shown
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """All that one kind of identifier may be.
+    """Describes all that one kind of identifier may be.
 
     Attributes:
         wanted: what would do, for messages.
-        classes: the classes of ours that Keras 3 has too.
+        classes: this library's classes that Keras 3 has too.
         makers: what makes an object, by each name that Keras knows it by. Its parameters are the entries that
             a config may have.
         aliases: makers by older names, which are understood but not proposed.
@@ -53,10 +53,10 @@ class Family:
 
 
 def resolve(identifier: Any, family: Family, argument: str) -> Any:
-    """The object that `identifier` stands for.
+    """Returns the object that `identifier` stands for.
 
     Args:
-        identifier: a name, a Keras config, an object or class of ours or of Keras, or any hashable callable.
+        identifier: a name, a Keras config, an object or class of this library or of Keras, or any hashable callable.
         family: what it may be.
         argument: what messages call it.
 
@@ -128,7 +128,7 @@ def _takes(function: Callable, arguments: tuple[str, ...]) -> bool:
 
 
 def to_config(obj: Any, family: Family, argument: str) -> dict[str, Any]:
-    """The form in which Keras 3 writes an object.
+    """Returns the form in which Keras 3 writes an object.
 
     Args:
         obj: what `resolve` gave.
@@ -154,13 +154,13 @@ def to_config(obj: Any, family: Family, argument: str) -> dict[str, Any]:
 
 
 def names_of(classes: Iterable[type]) -> dict[str, type]:
-    """Each class by the two names that Keras gives it: `MaxNorm` and `max_norm`."""
+    """Returns each class by the two names that Keras gives it: `MaxNorm` and `max_norm`."""
     names = {cls.__name__: cls for cls in classes}
     return names | {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): cls for name, cls in names.items()}
 
 
 def is_keras(identifier: Any) -> bool:
-    """Whether this is an object, class or activation function of Keras or TensorFlow itself.
+    """Returns whether this is an object, class or activation function of Keras or TensorFlow itself.
 
     Told by its module, so that Keras need not be imported. A user's subclass of Keras's is the user's own.
     Functions of `keras.ops` are left alone: on Keras's JAX backend they take JAX's arrays, and some of them
@@ -175,13 +175,13 @@ def is_keras(identifier: Any) -> bool:
 
 
 def is_keras2(identifier: Any) -> bool:
-    """Whether this is an object or function of the Keras that came with TensorFlow, today's tf_keras."""
+    """Returns whether this belongs to the Keras that came with TensorFlow, today's tf_keras."""
     owner = identifier if hasattr(identifier, "__module__") else type(identifier)
     return is_keras(identifier) and not owner.__module__.startswith("keras.")
 
 
 def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
-    """The object of a name that came from outside, with the arguments that came with it."""
+    """Makes the object of a name that came from outside, with the arguments that came with it."""
     if name in family.refused:
         raise ValueError(f"`{argument}` cannot be {name!r}: {family.refused[name]}")
     if name in family.functions and not entries:
@@ -205,7 +205,7 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
 
 @functools.cache
 def _parameters(maker: Callable) -> Mapping[str, Any]:
-    """The arguments of one of a family's makers; these are few."""
+    """Returns the arguments of one of a family's makers; these are few."""
     return inspect.signature(maker).parameters
 
 
@@ -215,7 +215,7 @@ _BOOKKEEPING = ("shared_object_id", "build_config", "compile_config", "__passive
 
 
 def _from_config(config: Mapping, family: Family, argument: str) -> Any:
-    """The object of a config, in the form of Keras 2 (`class_name`, `config`) or of Keras 3."""
+    """Makes the object of a config, in the form of Keras 2 (`class_name`, `config`) or of Keras 3."""
     class_name, entries = config.get("class_name"), config.get("config")
     entries = {} if entries is None else entries
     is_function = class_name == "function"
@@ -231,8 +231,8 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
                 f"`{argument}` must be {family.wanted}; got a config with the entry {shown(key)}, "
                 f"where Keras has {', '.join(map(repr, _CONFIG_KEYS))}."
             )
-    # A class or function of somebody else may well have the name of one of Keras's. Keras writes theirs with
-    # their module (None where that was a script) and the name they registered it under.
+    # A user's class or function may have the name of one of Keras's. Keras writes it with its module (None where
+    # that was a script) and the name that it is registered under.
     module, registered = config.get("module", "keras"), config.get("registered_name")
     theirs = str(module).partition(".")[0] not in ("keras", "tf_keras", "builtins")
     if theirs or registered not in (None, name, "function"):
@@ -244,7 +244,7 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
 
 
 def _did_you_mean(name: str, known) -> str:
-    """A hint with the nearest known names, or with all of them where none is near."""
+    """Returns a hint with the nearest known names, or with all of them where none is near."""
     # Of names that differ in case and underscores only, such as a class's two, the snake-case one remains.
     by_letters = {
         _letters(each): each for each in sorted(known, key=lambda each: (each.islower(), len(each)))

@@ -30,12 +30,12 @@ _POLICY_CLASSES = ("DTypePolicy", "FloatDTypePolicy", "Policy", "PolicyV1")
 
 
 def to_keras(config) -> dict[str, Any]:
-    """The entries of Keras 3 for a `SeparableConv1DConfig`."""
+    """Returns the entries of Keras 3 for a `SeparableConv1DConfig`."""
     return {entry: _entry(config, entry) for entry in _ENTRIES}
 
 
 def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[str, Any]:
-    """The arguments of a `SeparableConv1DConfig` for a mapping of Keras 3's or Keras 2's entries.
+    """Returns the arguments of a `SeparableConv1DConfig` for a mapping of Keras 3's or Keras 2's entries.
 
     Args:
         entries: what `layer.get_config()` gave.
@@ -73,7 +73,7 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
 
 
 def _is_default(entry: str, value: Any) -> bool:
-    """Whether an entry for the one kernel of other convolutions is what Keras 2 writes by itself."""
+    """Returns whether an entry for the one kernel of other convolutions is what Keras 2 writes by itself."""
     if value is None or entry != "kernel_initializer":
         return value is None
     try:
@@ -94,7 +94,7 @@ def _entry(config, entry: str):
 
 
 def _policy(config) -> dict[str, Any]:
-    """Keras's dtype policy for the config's two dtypes."""
+    """Returns Keras's dtype policy for the config's two dtypes."""
     stored = config.param_dtype.name
     computed = stored if config.dtype is None else config.dtype.name
     name = stored if computed == stored else f"mixed_{computed}"
@@ -107,7 +107,7 @@ def _policy(config) -> dict[str, Any]:
 
 
 def _dtypes(policy) -> dict[str, Any]:
-    """The config's two dtypes for Keras's policy, given by name or by its config."""
+    """Returns the config's two dtypes for Keras's policy, given by name or by its config."""
     if policy is None:
         return {}
     name = policy

@@ -17,7 +17,7 @@ from flax_sepconv._messages import shown
 
 
 class KerasObject(abc.ABC):
-    """Base of the frozen dataclasses that stand for Keras's objects.
+    """Is the base of the frozen dataclasses that stand for Keras's objects.
 
     Every field is annotated with its type and with the check its value passes through on creation, which
     returns the value in canonical form or refuses it: `l2: Annotated[float, non_negative] = 0.01`.
@@ -49,7 +49,7 @@ class KerasObject(abc.ABC):
         return None
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make this object again, ready for JSON."""
+        """Returns the arguments that make this object again, ready for JSON."""
         return {field.name: _plain(getattr(self, field.name)) for field in self._fields()}
 
     def _fields(self) -> tuple[Any, ...]:
@@ -63,12 +63,12 @@ def _plain(value: Any) -> Any:
 # ---- Checks of fields: `check(name, value) -> canonical value` ----
 
 
-# Arrays of NumPy's have at most 64 axes, those of this library's layers 3.
+# NumPy's arrays have at most 64 axes, this layer's weights 3.
 _AXES_LIMIT, _RANK_LIMIT = 32, 8
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number as Python's int or float; arrays without axes count, as Keras 2 puts them in configs.
+    """Returns a finite number as an int or a float. Keras 2's configs also hold arrays without axes.
 
     An integer that JAX has no type for becomes a float, as which it is computed with.
     """
@@ -86,7 +86,7 @@ def number(name: str, value: Any) -> float:
 
 
 def non_negative(name: str, value: Any) -> float:
-    """A finite number of at least 0, as a float."""
+    """Returns a finite number of at least 0, as a float."""
     checked = float(number(name, value))
     if checked < 0:
         raise ValueError(f"`{name}` must be at least 0; got {shown(value)}.")
@@ -94,7 +94,7 @@ def non_negative(name: str, value: Any) -> float:
 
 
 def within(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
-    """The check for a finite number between two bounds."""
+    """Makes the check for a finite number between two bounds."""
 
     def check(name: str, value: Any) -> float:
         checked = number(name, value)
@@ -107,7 +107,7 @@ def within(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Returns a finite number above 0."""
     checked = number(name, value)
     if checked <= 0:
         raise ValueError(f"`{name}` must be above 0; got {shown(value)}.")
@@ -121,7 +121,7 @@ def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
 
 
 def integer(name: str, value: Any) -> int:
-    """An integer of Python or NumPy."""
+    """Returns an integer, given as Python's or NumPy's."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -131,7 +131,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
-    """An axis, several axes, or `None`."""
+    """Returns an axis, several axes, or `None`."""
     if value is None:
         return None
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -142,7 +142,7 @@ def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
 
 
 def values(name: str, value: Any) -> Any:
-    """A finite number, or an array of them as nested tuples."""
+    """Returns a finite number, or an array of them as nested tuples."""
     if isinstance(value, Mapping) and value.get("class_name") in ("__numpy__", "__tensor__"):
         entries = value.get("config")  # an array, as Keras writes it
         value = entries.get("value") if isinstance(entries, Mapping) else None
@@ -161,7 +161,7 @@ def values(name: str, value: Any) -> Any:
 
 
 def _leaves(nested: Any, rank: int = 0) -> Iterator[Any]:
-    """What nested sequences hold in the end."""
+    """Yields the leaves of nested sequences."""
     if rank > _RANK_LIMIT:
         raise ValueError
     for each in nested:
@@ -172,7 +172,7 @@ def _leaves(nested: Any, rank: int = 0) -> Iterator[Any]:
 
 
 def _is_number(leaf: Any) -> bool:
-    """Whether this is a number, or an array, which NumPy takes as it is."""
+    """Returns whether this is a number, or an array, which NumPy takes as it is."""
     if isinstance(leaf, float | int):  # the most of them
         return not isinstance(leaf, bool)
     return isinstance(leaf, numbers.Real | np.ndarray | jax.Array) and not isinstance(leaf, np.bool_)
@@ -183,7 +183,7 @@ def _as_tuples(nested: Any) -> Any:
 
 
 def one_of(*options: str | bool | None) -> Callable[[str, Any], Any]:
-    """The check for one of a few words."""
+    """Makes the check for one of a few words."""
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, str | bool | None) or value not in options:
@@ -201,7 +201,7 @@ Axes = Annotated[int | Sequence[int] | None, axes]
 
 
 def widened(x: Any) -> jax.Array:
-    """`x` in float32 where its own dtype is narrower: sums and norms of half precision are taken in that."""
+    """Returns `x` in float32 where its dtype is narrower: the dtype of sums and norms of half precision."""
     x = jnp.asarray(x)
     return x.astype(wide(x.dtype))
 

@@ -1,4 +1,4 @@
-"""Sequences of many lengths in one array: what stands beyond a length is as if it were not there.
+"""Sequences of different lengths in one array: whatever lies beyond a length has no effect.
 
     x[n, t] = 0  for t >= lengths[n]                         before the convolution
     y[n, o] = 0  for o >= config.output_length(lengths)[n]   after the activation
@@ -40,7 +40,7 @@ def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
 
 
 def without_padding(x, lengths, config: SeparableConv1DConfig) -> jax.Array:
-    """`x` with zeros, and no gradient, at and beyond its lengths."""
+    """Returns `x` with zeros, and no gradient, at and beyond its lengths."""
     steps = lax.broadcasted_iota(lengths.dtype, (*lengths.shape, x.shape[config.time_axis]), lengths.ndim)
     real = steps < lengths[..., None]
     return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)

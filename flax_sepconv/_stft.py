@@ -38,7 +38,7 @@ def check_shape(shape: tuple[int | None, ...], window: Any, periodic: bool) -> N
 
 
 def atoms(shape: tuple[int, ...], side: str, window: Any, scaling: str | None, periodic: bool) -> np.ndarray:
-    """`cos` or `sin(-pi t f / (frequencies - 1))`, windowed, at times `t` and frequencies `f`.
+    """Computes `cos` or `sin(-pi t f / (frequencies - 1))`, windowed, at times `t` and frequencies `f`.
 
     Args:
         shape: `(times, 1, frequencies)`.

@@ -52,7 +52,7 @@ def as_real(argument: str, value: Any) -> jax.Array | np.ndarray:
 def as_integers(argument: str, value: Any) -> jax.Array | np.ndarray:
     """Returns `value` as an array of integers, none of which has wrapped."""
     if isinstance(value, int | list | tuple):
-        with contextlib.suppress(Exception):  # what is no array is refused below
+        with contextlib.suppress(Exception):  # what is not an array is refused below
             value = np.asarray(value)
     array = as_array(argument, value)
     if array is not value and not isinstance(array, Tracer):
@@ -63,7 +63,7 @@ def as_integers(argument: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def check_key(argument: str, key: Any) -> None:
-    """Refuses what is not one random key of JAX's, of either kind."""
+    """Refuses what is not a single random key of JAX, typed or raw."""
     if isinstance(key, jax.Array | np.ndarray):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             batch = key.shape

@@ -11,17 +11,17 @@ PADDINGS = ("valid", "same", "causal")
 
 
 def span(kernel_size: int, dilation_rate: int) -> int:
-    """Number of samples from the first one that a window reads to the last, both included."""
+    """Counts the samples from the first one that a window reads to the last, both included."""
     return (kernel_size - 1) * dilation_rate + 1
 
 
 def shortest(kernel_size: int, padding: str, dilation_rate: int) -> int:
-    """Samples of the shortest sequence that gives an output."""
+    """Returns the length of the shortest sequence that gives an output."""
     return span(kernel_size, dilation_rate) if padding == "valid" else 1
 
 
 def signed(lengths):
-    """An array of lengths in an integer type in which nothing wraps: of 32 bits at the least, and a sign."""
+    """Returns lengths in an integer type in which nothing wraps: signed, and at least 32 bits wide."""
     wide = np.int32 if lengths.dtype.itemsize < 4 else np.int64
     if lengths.dtype.kind == "i" and lengths.dtype.itemsize >= 4:
         return lengths
@@ -29,14 +29,14 @@ def signed(lengths):
 
 
 def output_length(length, kernel_size: int, strides: int, padding: str, dilation_rate: int):
-    """Number of windows that fit; not positive where none does. `length` may be an array."""
+    """Counts the windows that fit; not positive where none does. `length` may be an array."""
     if padding == "valid":
         length = length - span(kernel_size, dilation_rate) + 1
     return (length + strides - 1) // strides
 
 
 def padding_amounts(length, kernel_size: int, strides: int, padding: str, dilation_rate: int) -> tuple:
-    """Zeros put before and after a sequence of `length` samples. `length` may be an array."""
+    """Returns how many zeros go before and after a sequence of `length` samples. `length` may be an array."""
     reach = span(kernel_size, dilation_rate) - 1
     if padding == "valid":
         return 0, 0

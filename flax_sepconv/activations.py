@@ -27,6 +27,48 @@ import jax.numpy as jnp
 from flax_sepconv._identifiers import Family, is_keras2, resolve, to_config
 from flax_sepconv._keras_object import Axes, KerasObject, NonNegative, Number, non_negative, widened
 
+__all__ = [
+    "ELU",
+    "LeakyReLU",
+    "ReLU",
+    "Softmax",
+    "celu",
+    "elu",
+    "exponential",
+    "gelu",
+    "get",
+    "glu",
+    "hard_shrink",
+    "hard_sigmoid",
+    "hard_sigmoid_keras2",
+    "hard_silu",
+    "hard_swish",
+    "hard_tanh",
+    "leaky_relu",
+    "linear",
+    "log_sigmoid",
+    "log_softmax",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "serialize",
+    "sigmoid",
+    "silu",
+    "soft_shrink",
+    "softmax",
+    "softplus",
+    "softsign",
+    "sparse_plus",
+    "sparse_sigmoid",
+    "sparsemax",
+    "squareplus",
+    "swish",
+    "tanh",
+    "tanh_shrink",
+    "threshold",
+]
+
 _Function: TypeAlias = Callable[..., jax.Array]
 
 celu: _Function = jax.nn.celu
@@ -54,7 +96,7 @@ tanh: _Function = jnp.tanh
 
 
 def linear(x: jax.Array) -> jax.Array:
-    """The input itself."""
+    """Returns the input itself."""
     return x
 
 
@@ -64,7 +106,7 @@ def relu(
     max_value: float | None = None,
     threshold: float = 0.0,
 ) -> jax.Array:
-    """The rectifier: `x` above a threshold, zero or a slope below it.
+    """Rectifies: returns `x` above a threshold, and zero or a slope below it.
 
     Args:
         x: an array.
@@ -89,55 +131,55 @@ def relu(
 
 
 def leaky_relu(x: jax.Array, negative_slope: float = 0.2) -> jax.Array:
-    """`x` where positive, `negative_slope * x` elsewhere."""
+    """Returns `x` where positive, `negative_slope * x` elsewhere."""
     # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. It
     # matters: where a padded sequence meets a zero bias, what comes here is exactly zero.
     return jnp.where(x > 0, x, negative_slope * x)
 
 
 def selu(x: jax.Array) -> jax.Array:
-    """`scale * x` where positive, `scale * alpha * (exp(x) - 1)` elsewhere: Klambauer et al. (2017)."""
+    """Returns `scale * x` where positive, `scale * alpha * (exp(x) - 1)` elsewhere: Klambauer et al. (2017)."""
     # At zero the slope is the positive side's, as in TensorFlow; `jax.nn` takes the negative side's.
     scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
     return scale * jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
 def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
-    """`x * Phi(x)`, the standard normal distribution function: exact, or by its tanh approximation."""
+    """Computes `x * Phi(x)`, with the standard normal distribution function exact or by its tanh approximation."""
     return jax.nn.gelu(x, approximate=approximate)
 
 
 def hard_sigmoid_keras2(x: jax.Array) -> jax.Array:
-    """`clip(0.2 * x + 0.5, 0, 1)`, which Keras 2 calls `hard_sigmoid` and Keras 3 has no name for."""
+    """Computes `clip(0.2 * x + 0.5, 0, 1)`, which Keras 2 calls `hard_sigmoid` and Keras 3 has no name for."""
     y = 0.2 * x + 0.5
     return jnp.where(y < 0, 0, jnp.where(y > 1, 1, y))  # TensorFlow's slope in the corners, unlike `jnp.clip`
 
 
 def hard_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
-    """`x` where `abs(x) > threshold`, zero elsewhere."""
+    """Returns `x` where `abs(x) > threshold`, zero elsewhere."""
     return jnp.where(jnp.abs(x) > threshold, x, 0)
 
 
 def soft_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
-    """`x` brought nearer to zero by `threshold`, zero where that would cross it."""
+    """Moves `x` towards zero by `threshold`, and no further than zero."""
     return jnp.where(x > threshold, x - threshold, jnp.where(x < -threshold, x + threshold, 0))
 
 
 def tanh_shrink(x: jax.Array) -> jax.Array:
-    """`x - tanh(x)`."""
+    """Computes `x - tanh(x)`."""
     return x - jnp.tanh(x)
 
 
 def threshold(x: jax.Array, threshold: float, default_value: float) -> jax.Array:
-    """`x` where `x > threshold`, `default_value` elsewhere."""
+    """Returns `x` where `x > threshold`, `default_value` elsewhere."""
     return jnp.where(x > threshold, x, default_value)
 
 
 def sparsemax(x: jax.Array, axis: int = -1) -> jax.Array:
-    """The nearest point of the probability simplex, along one axis.
+    """Projects onto the probability simplex along one axis: a softmax with exact zeros.
 
     Keras up to 3.15 takes too large a threshold where more than one entry is above it, and the result does not
-    sum to 1 (keras-team/keras#23425, mended since). This is the function as Keras documents it.
+    sum to 1 (keras-team/keras#23425, fixed since). This is the function as Keras documents it.
 
     Args:
         x: an array.
@@ -177,7 +219,7 @@ def _optional_bound(name: str, value: Any) -> float | None:
 
 @dataclass(frozen=True, repr=False)
 class ReLU(_Layer):
-    """Keras's layer of the same name, as a function: `relu` with its three arguments.
+    """Applies `relu` with fixed arguments: Keras's layer of that name as a function.
 
     Args:
         max_value: bound of the output, at least 0, or `None`.
@@ -195,13 +237,13 @@ class ReLU(_Layer):
     threshold: NonNegative = 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`relu(x, negative_slope, max_value, threshold)`."""
+        """Computes `relu(x, negative_slope, max_value, threshold)`."""
         return relu(x, self.negative_slope, self.max_value, self.threshold)
 
 
 @dataclass(frozen=True, repr=False)
 class LeakyReLU(_Layer):
-    """Keras's layer of the same name, as a function: `leaky_relu` with slope 0.3 unless told otherwise.
+    """Applies `leaky_relu`, by default with slope 0.3: Keras's layer of that name as a function.
 
     Args:
         negative_slope: slope below zero, at least 0.
@@ -210,13 +252,13 @@ class LeakyReLU(_Layer):
     negative_slope: NonNegative = 0.3
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`leaky_relu(x, negative_slope)`."""
+        """Computes `leaky_relu(x, negative_slope)`."""
         return leaky_relu(x, self.negative_slope)
 
 
 @dataclass(frozen=True, repr=False)
 class ELU(_Layer):
-    """Keras's layer of the same name, as a function: `elu` with its argument.
+    """Applies `elu`: Keras's layer of that name as a function.
 
     Args:
         alpha: minus the limit towards minus infinity.
@@ -225,13 +267,13 @@ class ELU(_Layer):
     alpha: Number = 1.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`elu(x, alpha)`."""
+        """Computes `elu(x, alpha)`."""
         return elu(x, self.alpha)
 
 
 @dataclass(frozen=True, repr=False)
 class Softmax(_Layer):
-    """Keras's layer of the same name, as a function: `softmax` over any axes.
+    """Applies `softmax` over any axes: Keras's layer of that name as a function.
 
     Args:
         axis: the axis, or axes, that sum to 1 in the result.
@@ -240,7 +282,7 @@ class Softmax(_Layer):
     axis: Axes = -1
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`softmax(x, axis)`."""
+        """Computes `softmax(x, axis)`."""
         return jax.nn.softmax(x, self.axis)
 
 
@@ -284,12 +326,12 @@ _NAMES |= {jax.nn.relu: "relu", jax.nn.identity: "linear"}
 
 
 def _leaky_relu_layer(negative_slope: float = 0.3, alpha: float | None = None) -> LeakyReLU:
-    """Keras 2 calls the slope `alpha`."""
+    """Makes a `LeakyReLU` from Keras 2's arguments, where the slope is `alpha`."""
     return LeakyReLU(negative_slope if alpha is None else alpha)
 
 
 def _thresholded_relu_layer(theta: float = 1.0) -> ReLU:
-    """Keras 2's layer for what is an argument of `ReLU` today."""
+    """Makes a `ReLU` from Keras 2's `ThresholdedReLU`."""
     return ReLU(threshold=theta)
 
 
@@ -316,7 +358,7 @@ _KERAS_2 = replace(_KERAS_3, functions=_FUNCTIONS | {"hard_sigmoid": hard_sigmoi
 
 
 def get(identifier: Any, *, argument: str = "activation", keras2: bool = False) -> Any:
-    """The activation that a name, a Keras config, an object or a callable stands for.
+    """Returns the activation that a name, a Keras config, an object or a callable stands for.
 
     Args:
         identifier: any name that Keras 3 or TF 2.0 knows, the config of a function or an activation layer of
@@ -346,7 +388,7 @@ def get(identifier: Any, *, argument: str = "activation", keras2: bool = False) 
 
 
 def serialize(activation: Any, *, argument: str = "activation") -> str | dict[str, Any]:
-    """The form in which Keras 3's `keras.activations.serialize` gives an activation, ready for JSON.
+    """Returns what Keras 3's `keras.activations.serialize` gives for an activation, ready for JSON.
 
     Args:
         activation: whatever `get` takes.
@@ -384,7 +426,7 @@ def is_own(activation: Any) -> bool:
 
 
 def mixes(activation: Any, axis: int, ndim: int) -> bool:
-    """Whether what an activation gives at one place of an axis depends on what is at others.
+    """Returns whether an activation mixes along an axis: an output there depends on several inputs.
 
     Args:
         activation: what `get` returns. A function of a caller's own is taken to look at one entry at a time.

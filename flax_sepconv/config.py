@@ -41,13 +41,13 @@ class Weight(NamedTuple):
     constraint: Callable[[jax.Array], jax.Array] | None
 
     def argument(self, part: str) -> str:
-        """The config's argument for the weight's `"initializer"`, `"regularizer"` or `"constraint"`."""
+        """Returns the config's argument for the weight's `"initializer"`, `"regularizer"` or `"constraint"`."""
         return f"{self.name.removesuffix('_kernel')}_{part}"
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class SeparableConv1DConfig:
-    """Every argument of `tf.keras.layers.SeparableConv1D`, in Keras's order and with its defaults.
+    """Holds every argument of `tf.keras.layers.SeparableConv1D`, in Keras's order and with its defaults.
 
     A config is immutable and hashable, and two configs made from equal arguments are equal, so one may be a
     static argument of `jax.jit`. Whatever can be wrong with a layer is refused when its config is made.
@@ -64,9 +64,10 @@ class SeparableConv1DConfig:
         depth_multiplier: depthwise outputs for each input channel.
         activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
         use_bias: whether a bias is added before the activation.
-        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
-        pointwise_initializer: of the pointwise kernel.
-        bias_initializer: of the bias.
+        depthwise_initializer: draws the depthwise kernel; `None` means `"glorot_uniform"`. See
+            `flax_sepconv.initializers`.
+        pointwise_initializer: draws the pointwise kernel.
+        bias_initializer: draws the bias.
         depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
         pointwise_regularizer: loss term of the pointwise kernel.
         bias_regularizer: loss term of the bias.
@@ -80,8 +81,8 @@ class SeparableConv1DConfig:
         name: a name of the layer, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
-        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
-            depthwise step is mostly computed, work in full precision always.
+        precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
+            mostly compute the depthwise step, always work in full precision.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
 
@@ -187,7 +188,7 @@ class SeparableConv1DConfig:
         return short_repr(type(self).__name__, arguments, {"stack_axes": ()})
 
     def weights(self, in_features: int) -> tuple[Weight, ...]:
-        """The layer's weights for `in_features` input channels, in Keras's order; no bias without `use_bias`."""
+        """Describes the weights for `in_features` input channels, in Keras's order; no bias without `use_bias`."""
         if not export.is_symbolic_dim(in_features):
             in_features = _arguments.count("in_features", in_features)
         channels = in_features * self.depth_multiplier
@@ -238,7 +239,7 @@ class SeparableConv1DConfig:
     @overload
     def output_length(self, length: np.ndarray | Sequence[int]) -> np.ndarray: ...
     def output_length(self, length: Any) -> Any:
-        """Length of the output for an input of `length` samples.
+        """Computes the length of the output for an input of `length` samples.
 
         Args:
             length: an integer, integers in an array or a list, a symbolic dimension of `jax.export`, or `None` for
@@ -282,7 +283,7 @@ class SeparableConv1DConfig:
     @overload
     def output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]: ...
     def output_shape(self, input_shape: Any) -> Any:
-        """Shape of the output for an input of `input_shape`: Keras's `compute_output_shape`.
+        """Computes the shape of the output for an input of `input_shape`: Keras's `compute_output_shape`.
 
         Args:
             input_shape: `(*batch, length, channels)`, or with the last two exchanged for channels_first;
@@ -294,7 +295,7 @@ class SeparableConv1DConfig:
         Raises:
             ValueError: fewer than two sizes, no channels, a length that gives no output, or an activation of your own
                 that cannot be traced.
-            TypeError: `input_shape` is no sequence of sizes.
+            TypeError: `input_shape` is not a sequence of sizes.
         """
         shape = list(_arguments.sizes("input_shape", input_shape))
         if len(shape) < 2:
@@ -306,7 +307,7 @@ class SeparableConv1DConfig:
         return _callables.shape_after(self, tuple(shape))
 
     def get_config(self) -> dict[str, Any]:
-        """The layer's config as Keras 3's `layer.get_config()` gives it, ready for `json.dumps`.
+        """Returns what Keras 3's `layer.get_config()` gives, ready for `json.dumps`.
 
         `precision` and `implementation` say how to compute, not what, and have no place in it. Sizes are
         one-element tuples as in Keras; a `name` of `None` lets Keras choose one.
@@ -322,7 +323,7 @@ class SeparableConv1DConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SeparableConv1DConfig:
-        """The config of a layer from what its `get_config()` gave, in Keras 3, Keras 2 or TF 2.x.
+        """Makes the config of a layer from what its `get_config()` gave, in Keras 3, Keras 2 or TF 2.x.
 
         Args:
             config: a mapping. Sizes may be integers or lists, `dtype` a name or a policy's config. Keras 2's
@@ -344,7 +345,7 @@ class SeparableConv1DConfig:
 
 
 def arguments_of(config: SeparableConv1DConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the layer that a config, or Keras's form of one, describes, by name."""
+    """Returns the arguments of the layer that a config, or Keras's form of one, describes, by name."""
     if isinstance(config, Mapping):
         config = SeparableConv1DConfig.from_config(config)
     check_config(config)
@@ -352,7 +353,7 @@ def arguments_of(config: SeparableConv1DConfig | Mapping[str, Any]) -> dict[str,
 
 
 def check_config(config: object, argument: str = "config") -> None:
-    """Refuses what is no config."""
+    """Refuses what is not a config."""
     if isinstance(config, Tracer):
         raise TypeError(
             f"`{argument}` is static, and a jitted function got it as an array. Name it in "
@@ -364,7 +365,7 @@ def check_config(config: object, argument: str = "config") -> None:
 
 
 def short_repr(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """`name(...)` with the arguments that differ from the config's defaults, or from `defaults`."""
+    """Returns `name(...)` with the arguments that differ from the config's defaults, or from `defaults`."""
     defaults = {**_defaults(), **defaults}
     shown = {k: v for k, v in arguments.items() if k not in defaults or not _same(v, defaults[k])}
     return f"{name}({', '.join(f'{key}={_short(value)}' for key, value in shown.items())})"
@@ -372,13 +373,13 @@ def short_repr(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, A
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    """The value that the config keeps for each argument that may be left out."""
+    """Returns the value that the config keeps for each argument that may be left out."""
     config = SeparableConv1DConfig(filters=1, kernel_size=1)
     return {k: v for k, v in vars(config).items() if k not in ("filters", "kernel_size")}
 
 
 def _key(config: Any) -> tuple[Any, ...]:
-    """What makes two configs equal. A NumPy dtype is its name here: that of float64 equals `None`."""
+    """Returns what makes two configs equal. A NumPy dtype is its name here: that of float64 equals `None`."""
     values = (getattr(config, f.name) for f in dataclasses.fields(config))
     return tuple(value.name if isinstance(value, np.dtype) else value for value in values)
 

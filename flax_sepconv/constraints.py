@@ -34,6 +34,20 @@ from optax import projections
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
 from flax_sepconv._keras_object import Axes, KerasObject, check_axes, check_range, widened, within
 
+__all__ = [
+    "Constraint",
+    "MaxNorm",
+    "MinMaxNorm",
+    "NonNeg",
+    "UnitNorm",
+    "get",
+    "max_norm",
+    "min_max_norm",
+    "non_neg",
+    "serialize",
+    "unit_norm",
+]
+
 _EPSILON = 1e-7  # Keras's
 
 
@@ -52,12 +66,12 @@ class Constraint(KerasObject):
 
     @abc.abstractmethod
     def __call__(self, w: jax.Array) -> jax.Array:
-        """The projection of one array, of the same shape and dtype."""
+        """Projects one array; the result has the same shape and dtype."""
 
 
 @dataclass(frozen=True, repr=False)
 class MaxNorm(Constraint):
-    """Scales down what has a norm above a bound.
+    """Scales vectors with a norm above a bound down to it.
 
     Args:
         max_value: the largest norm, at least 0.
@@ -78,14 +92,14 @@ class MaxNorm(Constraint):
     axis: Axes = 0
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`w * clip(norm, 0, max_value) / norm`."""
+        """Computes `w * clip(norm, 0, max_value) / norm`."""
         norms = _norms(w, self.axis)
         return _scaled(w, jnp.clip(norms, 0, self.max_value) / (_EPSILON + norms))
 
 
 @dataclass(frozen=True, repr=False)
 class NonNeg(Constraint):
-    """Sets what is negative to zero.
+    """Sets negative entries to zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,13 +108,13 @@ class NonNeg(Constraint):
     """
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`maximum(w, 0)`."""
+        """Computes `maximum(w, 0)`."""
         return projections.projection_non_negative(w)
 
 
 @dataclass(frozen=True, repr=False)
 class UnitNorm(Constraint):
-    """Scales everything but zeros to norm 1.
+    """Scales vectors to norm 1; a vector of zeros stays.
 
     Args:
         axis: the axes along which norms are taken: an integer, several, or `None` for all. For the norm of each
@@ -118,13 +132,13 @@ class UnitNorm(Constraint):
     axis: Axes = 0
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`w / norm`."""
+        """Computes `w / norm`."""
         return _scaled(w, 1 / (_EPSILON + _norms(w, self.axis)))
 
 
 @dataclass(frozen=True, repr=False)
 class MinMaxNorm(Constraint):
-    """Brings norms into an interval, or part of the way there.
+    """Moves norms into an interval, or part of the way there.
 
     Args:
         min_value: the smallest norm, at least 0.
@@ -152,7 +166,7 @@ class MinMaxNorm(Constraint):
         check_range("min_value", self.min_value, "max_value", self.max_value)
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`w * (rate * clip(norm, min_value, max_value) + (1 - rate) * norm) / norm`."""
+        """Computes `w * (rate * clip(norm, min_value, max_value) + (1 - rate) * norm) / norm`."""
         norms = _norms(w, self.axis)
         desired = self.rate * jnp.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
         return _scaled(w, desired / (_EPSILON + norms))
@@ -184,7 +198,7 @@ _FAMILY = Family(
 
 
 def get(identifier: Any, *, argument: str = "constraint") -> Any:
-    """The constraint that a name, a Keras config, an object or a callable stands for.
+    """Returns the constraint that a name, a Keras config, an object or a callable stands for.
 
     Args:
         identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
@@ -206,7 +220,7 @@ def get(identifier: Any, *, argument: str = "constraint") -> Any:
 
 
 def serialize(constraint: Any, *, argument: str = "constraint") -> dict[str, Any] | None:
-    """The form in which Keras 3's `keras.constraints.serialize` gives a constraint, ready for JSON.
+    """Returns what Keras 3's `keras.constraints.serialize` gives for a constraint, ready for JSON.
 
     Args:
         constraint: whatever `get` takes.
@@ -224,7 +238,7 @@ def serialize(constraint: Any, *, argument: str = "constraint") -> dict[str, Any
 
 
 def _norms(w: jax.Array, axis: Any) -> jax.Array:
-    """Euclidean norms along `axis`, which is kept with size 1."""
+    """Computes Euclidean norms along `axis`, which is kept with size 1."""
     check_axes(axis, jnp.ndim(w))
     return jnp.sqrt(jnp.sum(jnp.square(widened(w)), axis=axis, keepdims=True))
 

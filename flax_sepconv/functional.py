@@ -198,8 +198,8 @@ def depthwise_conv1d(
 
 
 def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
-    """What an initializer returned, in `param_dtype`; refused if it is not what it should be."""
-    with contextlib.suppress(TypeError, ValueError):  # what is no array is refused below
+    """Returns what an initializer returned, in `param_dtype`; refuses what it should not be."""
+    with contextlib.suppress(TypeError, ValueError):  # what is not an array is refused below
         value = jnp.asarray(value)
         value = value.astype(config.param_dtype) if value.dtype == bool else value
     _callables.check_result(weight.argument("initializer"), value, weight.shape)
@@ -207,7 +207,7 @@ def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax
 
 
 def _common_dtype(*arrays):
-    """Flax's rule for `dtype=None`: the common dtype, made floating."""
+    """Returns the dtype for `dtype=None` by Flax's rule: the common one, made floating."""
     dtype = jnp.result_type(*arrays)
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide(dtype)
 
@@ -223,7 +223,7 @@ def _geometry_of(x, config: SeparableConv1DConfig) -> Geometry:
 
 
 def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
-    """`(N, L, C)` to `(N, O, C * M)`, or the same for channels_first."""
+    """Maps `(N, L, C)` to `(N, O, C * M)`, or the same for channels_first."""
     geometry = _geometry_of(x, config)
     if config.implementation == "lax":
         return definition(x, kernel, geometry, config.channel_axis, config.precision)
@@ -235,7 +235,7 @@ def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
 
 
 def _separable(x, depthwise_kernel, pointwise_kernel, bias, config: SeparableConv1DConfig) -> jax.Array:
-    """Both steps, `(N, L, C)` to `(N, O, F)` or the same for channels_first, in at least float32."""
+    """Computes both steps, `(N, L, C)` to `(N, O, F)` or the same for channels_first, in at least float32."""
     first = config.channel_axis == -2
     if config.implementation != "lax":
         y = separable(

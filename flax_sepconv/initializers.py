@@ -42,6 +42,47 @@ from flax_sepconv._keras_object import (
     within,
 )
 
+__all__ = [
+    "STFT",
+    "Constant",
+    "GlorotNormal",
+    "GlorotUniform",
+    "HeNormal",
+    "HeUniform",
+    "Identity",
+    "IdentityInitializer",
+    "Initializer",
+    "LecunNormal",
+    "LecunUniform",
+    "Ones",
+    "Orthogonal",
+    "OrthogonalInitializer",
+    "RandomNormal",
+    "RandomUniform",
+    "STFTInitializer",
+    "TruncatedNormal",
+    "VarianceScaling",
+    "Zeros",
+    "constant",
+    "get",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "identity",
+    "lecun_normal",
+    "lecun_uniform",
+    "ones",
+    "orthogonal",
+    "random_normal",
+    "random_uniform",
+    "serialize",
+    "stft",
+    "truncated_normal",
+    "variance_scaling",
+    "zeros",
+]
+
 
 class Initializer(KerasObject):
     """Base of the initializers."""
@@ -49,7 +90,7 @@ class Initializer(KerasObject):
     keras_module = "keras.initializers"
 
     def __call__(self, key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        """An array of initial values.
+        """Returns an array of initial values.
 
         Args:
             key: a JAX key, which initializers that draw nothing or have a seed of their own ignore.
@@ -106,7 +147,7 @@ FanAxes = Annotated[Sequence[int] | None, _fan_axes]
 
 @dataclass(frozen=True, repr=False)
 class Zeros(Initializer):
-    """All zeros."""
+    """Returns zeros."""
 
     def _values(self, key, shape, dtype):
         return jnp.zeros(shape, dtype)
@@ -114,7 +155,7 @@ class Zeros(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class Ones(Initializer):
-    """All ones."""
+    """Returns ones."""
 
     def _values(self, key, shape, dtype):
         return jnp.ones(shape, dtype)
@@ -122,7 +163,7 @@ class Ones(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class Constant(Initializer):
-    """One number everywhere, or given values.
+    """Returns one number everywhere, or given values.
 
     Args:
         value: a number, or an array (or nested sequence) of them that has the shape or broadcasts to it.
@@ -159,7 +200,9 @@ class Constant(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class Identity(Initializer):
-    """A matrix with `gain` on its diagonal. No weight of a `SeparableConv1D` is a matrix, so it refuses this.
+    """Returns a matrix with `gain` on its diagonal.
+
+    No weight of a `SeparableConv1D` is a matrix, so its config refuses this initializer.
 
     Args:
         gain: the diagonal's value.
@@ -168,7 +211,7 @@ class Identity(Initializer):
     gain: Number = 1.0
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Refuses what is no matrix."""
+        """Refuses a shape that is not a matrix's."""
         if len(shape) != 2:
             raise ValueError(f"`Identity` must be given the shape of a matrix; got {shape}.")
 
@@ -176,13 +219,13 @@ class Identity(Initializer):
         return self.gain * jnp.eye(*shape, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The gain, left out where it is 1: Keras never writes it, though it reads it."""
+        """Returns the gain, or nothing where it is 1: Keras never writes it, though it reads it."""
         return {} if self.gain == 1 else super().get_config()
 
 
 @dataclass(frozen=True, repr=False)
 class STFT(Initializer):
-    """Fourier atoms under a window, as a short-time Fourier transform correlates with them.
+    """Returns windowed Fourier atoms, with which a short-time Fourier transform correlates.
 
     Makes kernels `(times, 1, frequencies)`, which in a `SeparableConv1D` is the depthwise kernel of a single
     input channel.
@@ -213,7 +256,7 @@ class STFT(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class RandomNormal(Initializer):
-    """A normal distribution.
+    """Draws from a normal distribution.
 
     Args:
         mean: its mean.
@@ -231,7 +274,7 @@ class RandomNormal(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class TruncatedNormal(Initializer):
-    """A normal distribution without its values beyond two standard deviations.
+    """Draws from a normal distribution that is cut off at two standard deviations.
 
     Args:
         mean: its mean.
@@ -249,7 +292,7 @@ class TruncatedNormal(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class RandomUniform(Initializer):
-    """A uniform distribution.
+    """Draws from a uniform distribution.
 
     Args:
         minval: its lower bound.
@@ -273,7 +316,7 @@ class RandomUniform(Initializer):
 
 
 class _FanScaled(Initializer):
-    """Zero mean and variance `scale / n`."""
+    """Draws with zero mean and variance `scale / n`."""
 
     scale: float
     mode: str
@@ -300,7 +343,7 @@ class _FanScaled(Initializer):
         return stddev / 0.87962566103423978 * jax.random.truncated_normal(key, -2, 2, shape, dtype)
 
     def _fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """How many inputs reach an output through an array of this shape, and outputs an input."""
+        """Counts the inputs that reach one output, and the outputs that one input reaches."""
         if self.input_axes is not None and self.output_axes is not None:
             fan_in, fan_out = ([shape[axis] for axis in each] for each in (self.input_axes, self.output_axes))
             return math.prod(fan_in), math.prod(fan_out)
@@ -312,7 +355,7 @@ class _FanScaled(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class VarianceScaling(_FanScaled):
-    """Zero mean and variance `scale / n`, where `n` is a fan of the array.
+    """Draws with zero mean and variance `scale / n`, where `n` is a fan of the array.
 
     Args:
         scale: above 0.
@@ -320,7 +363,7 @@ class VarianceScaling(_FanScaled):
         distribution: `"truncated_normal"`, `"untruncated_normal"` or `"uniform"`.
         seed: an integer for the same values at each call, or `None`.
         input_axes: together with `output_axes`, the axes whose sizes multiply to the fan in.
-        output_axes: likewise to the fan out.
+        output_axes: together with `input_axes`, the axes whose sizes multiply to the fan out.
 
     Example:
         >>> import jax
@@ -339,7 +382,7 @@ class VarianceScaling(_FanScaled):
 
 @dataclass(frozen=True, repr=False)
 class _NamedScaling(_FanScaled):
-    """`VarianceScaling` with a scale, a mode and a distribution that have a name; the arguments are its last."""
+    """Fixes the scale, the mode and the distribution of a `VarianceScaling`; the arguments are its last."""
 
     seed: Seed = None
     input_axes: FanAxes = None
@@ -347,7 +390,7 @@ class _NamedScaling(_FanScaled):
 
 
 class GlorotUniform(_NamedScaling):
-    """Uniform with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
+    """Draws from a uniform distribution with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
 
     scale: ClassVar[float] = 1.0
     mode: ClassVar[str] = "fan_avg"
@@ -355,7 +398,7 @@ class GlorotUniform(_NamedScaling):
 
 
 class GlorotNormal(_NamedScaling):
-    """Truncated normal with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
+    """Draws from a truncated normal distribution with variance `2 / (fan_in + fan_out)`: Glorot and Bengio (2010)."""
 
     scale: ClassVar[float] = 1.0
     mode: ClassVar[str] = "fan_avg"
@@ -363,7 +406,7 @@ class GlorotNormal(_NamedScaling):
 
 
 class HeUniform(_NamedScaling):
-    """Uniform with variance `2 / fan_in`: He et al. (2015)."""
+    """Draws from a uniform distribution with variance `2 / fan_in`: He et al. (2015)."""
 
     scale: ClassVar[float] = 2.0
     mode: ClassVar[str] = "fan_in"
@@ -371,7 +414,7 @@ class HeUniform(_NamedScaling):
 
 
 class HeNormal(_NamedScaling):
-    """Truncated normal with variance `2 / fan_in`: He et al. (2015)."""
+    """Draws from a truncated normal distribution with variance `2 / fan_in`: He et al. (2015)."""
 
     scale: ClassVar[float] = 2.0
     mode: ClassVar[str] = "fan_in"
@@ -379,7 +422,7 @@ class HeNormal(_NamedScaling):
 
 
 class LecunUniform(_NamedScaling):
-    """Uniform with variance `1 / fan_in`: LeCun et al. (1998)."""
+    """Draws from a uniform distribution with variance `1 / fan_in`: LeCun et al. (1998)."""
 
     scale: ClassVar[float] = 1.0
     mode: ClassVar[str] = "fan_in"
@@ -387,7 +430,7 @@ class LecunUniform(_NamedScaling):
 
 
 class LecunNormal(_NamedScaling):
-    """Truncated normal with variance `1 / fan_in`: LeCun et al. (1998)."""
+    """Draws from a truncated normal distribution with variance `1 / fan_in`: LeCun et al. (1998)."""
 
     scale: ClassVar[float] = 1.0
     mode: ClassVar[str] = "fan_in"
@@ -396,7 +439,7 @@ class LecunNormal(_NamedScaling):
 
 @dataclass(frozen=True, repr=False)
 class Orthogonal(Initializer):
-    """A random matrix with orthonormal columns, or rows where those are fewer, times `gain`.
+    """Draws a random matrix with orthonormal columns, or rows where those are fewer, times `gain`.
 
     The matrix is the array with all axes but the last made one.
 
@@ -461,7 +504,7 @@ _FAMILY = Family(
 
 
 def get(identifier: Any, *, argument: str = "initializer") -> Any:
-    """The initializer that a name, a Keras config, an object or a callable stands for.
+    """Returns the initializer that a name, a Keras config, an object or a callable stands for.
 
     Args:
         identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
@@ -483,7 +526,7 @@ def get(identifier: Any, *, argument: str = "initializer") -> Any:
 
 
 def serialize(initializer: Any, *, argument: str = "initializer") -> dict[str, Any] | None:
-    """The form in which Keras 3's `keras.initializers.serialize` gives an initializer, ready for JSON.
+    """Returns what Keras 3's `keras.initializers.serialize` gives for an initializer, ready for JSON.
 
     Args:
         initializer: whatever `get` takes.

@@ -38,7 +38,7 @@ class _NamesUnknown:
 
 
 class SeparableConv1D(_NamesUnknown, nn.Module):
-    """Depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
+    """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
 
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
     of `separable_conv1d`, by the same names.
@@ -64,9 +64,10 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         depth_multiplier: depthwise outputs for each input channel.
         activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
         use_bias: whether a bias is added before the activation.
-        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
-        pointwise_initializer: of the pointwise kernel.
-        bias_initializer: of the bias.
+        depthwise_initializer: draws the depthwise kernel; `None` means `"glorot_uniform"`. See
+            `flax_sepconv.initializers`.
+        pointwise_initializer: draws the pointwise kernel.
+        bias_initializer: draws the bias.
         depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
         pointwise_regularizer: loss term of the pointwise kernel.
         bias_regularizer: loss term of the bias.
@@ -79,8 +80,8 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         name: a name of the layer, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
-        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
-            depthwise step is mostly computed, work in full precision always.
+        precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
+            mostly compute the depthwise step, always work in full precision.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
         decode: whether to stream.
@@ -88,7 +89,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
     Raises:
         ValueError: on construction, whatever `SeparableConv1DConfig` refuses, and `decode` of a layer that cannot
             be streamed.
-        TypeError: likewise.
+        TypeError: what `SeparableConv1DConfig` refuses.
 
     Example:
         >>> import jax
@@ -154,7 +155,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
 
         Raises:
             ValueError: what `SeparableConv1DConfig` refuses.
-            TypeError: likewise, or an unknown argument.
+            TypeError: what it refuses, or an unknown argument.
 
         Example:
             >>> import flax_sepconv as fsc
@@ -216,6 +217,6 @@ SeparableConvolution1D = SeparableConv1D
 
 
 def _draw(weight: Weight, config: SeparableConv1DConfig, key: jax.Array) -> Any:
-    """The initial value of a weight, in whatever box its initializer puts it."""
+    """Draws a weight, in whatever box its initializer puts it."""
     drawn = _callables.drawn(weight, key, config)
     return jax.tree.map(lambda value: as_initial(value, weight, config), drawn)

@@ -23,26 +23,25 @@ from flax_sepconv.config import SeparableConv1DConfig, check_config
 def regularization_loss(params: Any, configs: Configs) -> jax.Array:
     """Sums the weight terms of one layer or of a whole model.
 
-        Args:
-            params: the layer's own dict or, with a mapping, the model's tree of parameters: Linen's
-                `variables["params"]`, or `nnx.state(model, nnx.Param)`.
-            configs: one config, or the mapping that `layer_configs` returns.
+    Args:
+        params: the layer's own dict or, with a mapping, the model's tree of parameters: Linen's
+            `variables["params"]`, or `nnx.state(model, nnx.Param)`.
+        configs: one config, or the mapping that `layer_configs` returns.
 
-        Returns:
-            A scalar, in float32 or wider: every `*_regularizer` applied to its weight, for each layer of a stack
-            by itself. Layers with `trainable=False` add nothing.
+    Returns:
+        A scalar, in float32 or wider: every `*_regularizer` applied to its weight, for each layer of a stack
+        by itself. Layers with `trainable=False` add nothing.
 
-        Raises:
-            ValueError: `params` lacks a layer of `configs`.
+    Raises:
+        ValueError: `params` lacks a layer of `configs`.
 
-        Example:
-            >>> import jax.numpy as jnp
-    from jax.typing import ArrayLike
-            >>> import flax_sepconv as fsc
-            >>> config = fsc.SeparableConv1DConfig(2, 3, depthwise_regularizer="l1", use_bias=False)
-            >>> params = {"depthwise_kernel": jnp.ones((3, 1, 1)), "pointwise_kernel": jnp.ones((1, 1, 2))}
-            >>> fsc.regularization_loss(params, config)
-            Array(0.03, dtype=float32)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> config = fsc.SeparableConv1DConfig(2, 3, depthwise_regularizer="l1", use_bias=False)
+        >>> params = {"depthwise_kernel": jnp.ones((3, 1, 1)), "pointwise_kernel": jnp.ones((1, 1, 2))}
+        >>> fsc.regularization_loss(params, config)
+        Array(0.03, dtype=float32)
     """
     total = jnp.zeros((), jnp.float32)
     places = places_of(configs)
@@ -55,27 +54,26 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
 
 
 def activity_loss(y: ArrayLike, config: SeparableConv1DConfig) -> jax.Array:
-    """The term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
+    """Computes the term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
 
-        Args:
-            y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. Where it was made with
-                `lengths`, its zeros beyond them add what the regularizer makes of a zero.
-            config: the layer's arguments.
+    Args:
+        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. Where it was made with
+            `lengths`, its zeros beyond them add what the regularizer makes of a zero.
+        config: the layer's arguments.
 
-        Returns:
-            A scalar, in float32 or wider; 0 without `activity_regularizer`.
+    Returns:
+        A scalar, in float32 or wider; 0 without `activity_regularizer`.
 
-        Raises:
-            ValueError: `y` has less than two axes.
-            TypeError: `y` is not an array of real numbers, or `config` not one layer's config.
+    Raises:
+        ValueError: `y` has less than two axes.
+        TypeError: `y` is not an array of real numbers, or `config` not one layer's config.
 
-        Example:
-            >>> import jax.numpy as jnp
-    from jax.typing import ArrayLike
-            >>> import flax_sepconv as fsc
-            >>> config = fsc.SeparableConv1DConfig(2, 3, activity_regularizer=fsc.regularizers.L2(0.5))
-            >>> fsc.activity_loss(jnp.ones((8, 10, 2)), config)
-            Array(10., dtype=float32)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flax_sepconv as fsc
+        >>> config = fsc.SeparableConv1DConfig(2, 3, activity_regularizer=fsc.regularizers.L2(0.5))
+        >>> fsc.activity_loss(jnp.ones((8, 10, 2)), config)
+        Array(10., dtype=float32)
     """
     check_config(config)
     y = jnp.asarray(as_real("y", y))
@@ -91,7 +89,7 @@ def activity_loss(y: ArrayLike, config: SeparableConv1DConfig) -> jax.Array:
 def store_losses(
     sow: Callable[..., Any], params: Mapping[str, Any], y: ArrayLike, config: SeparableConv1DConfig
 ) -> None:
-    """Stores what Keras's `layer.losses` would hold after a call: what every Flax module of ours does.
+    """Stores the terms that Keras's `layer.losses` would hold after a call.
 
     Args:
         sow: Flax's `Module.sow` without its first argument: `sow(name, term, reduce_fn, init_fn)`. A weight's term is

@@ -34,11 +34,11 @@ __all__ = ["Loss", "SeparableConv1D", "SeparableConvolution1D", "layer_configs"]
 
 
 class Loss(nnx.Intermediate[Any]):
-    """A loss term of a layer, as `nnx.capture(model, fsc.nnx.Loss)` collects them."""
+    """Holds a loss term of a layer, as `nnx.capture(model, fsc.nnx.Loss)` collects them."""
 
 
 class SeparableConv1D(nnx.Module):
-    """Depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as an NNX module.
+    """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as an NNX module.
 
     Its parameters are `nnx.Param`s with the names and shapes of `separable_conv1d`'s, so that the parameters of a
     Linen model of the same structure load with `nnx.update(model, params)`.
@@ -67,9 +67,10 @@ class SeparableConv1D(nnx.Module):
         depth_multiplier: depthwise outputs for each input channel.
         activation: applied to the output; `None` is linear. See `flax_sepconv.activations`.
         use_bias: whether a bias is added before the activation.
-        depthwise_initializer: of the depthwise kernel; `None` is `"glorot_uniform"`. See `flax_sepconv.initializers`.
-        pointwise_initializer: of the pointwise kernel.
-        bias_initializer: of the bias.
+        depthwise_initializer: draws the depthwise kernel; `None` means `"glorot_uniform"`. See
+            `flax_sepconv.initializers`.
+        pointwise_initializer: draws the pointwise kernel.
+        bias_initializer: draws the bias.
         depthwise_regularizer: loss term of the depthwise kernel. See `flax_sepconv.regularizers`.
         pointwise_regularizer: loss term of the pointwise kernel.
         bias_regularizer: loss term of the bias.
@@ -82,8 +83,8 @@ class SeparableConv1D(nnx.Module):
         name: a name of the layer, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
-        precision: of `jax.lax`'s convolutions and products. Sums of shifted products and transforms, as which the
-            depthwise step is mostly computed, work in full precision always.
+        precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
+            mostly compute the depthwise step, always work in full precision.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
         decode: whether to stream.
@@ -98,7 +99,7 @@ class SeparableConv1D(nnx.Module):
 
     Raises:
         ValueError: whatever `SeparableConv1DConfig` and `init_params` refuse.
-        TypeError: likewise.
+        TypeError: what they refuse.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,7 +187,7 @@ class SeparableConv1D(nnx.Module):
 
         Raises:
             ValueError: what `SeparableConv1DConfig` refuses.
-            TypeError: likewise, or an unknown argument.
+            TypeError: what it refuses, or an unknown argument.
 
         Example:
             >>> from flax import nnx

@@ -1,10 +1,10 @@
-"""The layer on many devices: sequences divided among them, with as much exchanged as a window reads.
+"""The layer on many devices: sequences are sharded, and devices exchange only what windows read of their neighbours.
 
     device        0            1            2
     holds     |a b c d|    |e f g h|    |i j k l|
     reads     |a b c d|  c d|e f g h|  g h|i j k l|      three taps, causal: the halo is two samples
 
-Batches need nothing from here: under plain `jax.jit`, a batch that is divided among devices stays where it is.
+Batches need none of this: under plain `jax.jit`, a batch that is sharded over devices stays where it is.
 """
 
 import dataclasses
@@ -23,8 +23,13 @@ from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_input, check_params, check_width
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 
+__all__ = [
+    "Axes",
+    "separable_conv1d",
+]
+
 Axes: TypeAlias = str | tuple[str, ...] | None
-"""One or several names of a mesh's axes, or none."""
+"""The name of a mesh's axis, a tuple of names, or `None`."""
 
 
 def separable_conv1d(
@@ -37,11 +42,12 @@ def separable_conv1d(
     length: Axes = None,
     features: Axes = None,
 ) -> jax.Array:
-    """`flax_sepconv.separable_conv1d` with its work divided among the devices of a mesh.
+    """Applies `flax_sepconv.separable_conv1d`, sharded over the devices of a mesh.
 
-    Along `length`, each device gets just the samples outside its block that its windows read, by `lax.ppermute`: at
-    stride 1, `(kernel_size - 1) * dilation_rate`, from several neighbours where blocks are shorter than that. Along
-    `batch` and `features` nothing is exchanged, except that gradients of what several devices share are summed.
+    Along `length`, `lax.ppermute` brings each device the samples outside of its block that its windows read, and no
+    others. At stride 1 these are `(kernel_size - 1) * dilation_rate`, from several neighbours where blocks are shorter
+    than that. Along `batch` and `features` nothing is exchanged, except that gradients of what several devices share
+    are summed.
 
     Args:
         params: as for `separable_conv1d`.
@@ -49,21 +55,21 @@ def separable_conv1d(
         config: the layer's arguments.
         mesh: the devices. Where its axes are explicit, as `jax.make_mesh` makes them by default, a jitted caller has to
             be within `jax.set_mesh(mesh)`.
-        batch: the mesh's axis, or axes, that divide the first batch axis of `x`.
-        length: likewise for the sequences, of the input and of the output. Where the devices do not divide the
-            output's length times `strides`, zeros are appended and the result is cut, which moves data: best keep
-            to lengths that are multiples of `strides` times the number of devices, and to paddings that keep them.
-        features: likewise for the filters: each device has its part of the pointwise kernel, the bias and the
+        batch: the mesh's axis, or axes, that shard the first batch axis of `x`.
+        length: the same for the sequences, of the input and of the output. Where the devices do not divide the
+            output's length times `strides`, zeros are appended and the result is cut, which moves data. Lengths that
+            are multiples of `strides` times the number of devices avoid that, with a padding that keeps them.
+        features: the same for the filters. Each device holds its shard of the pointwise kernel, the bias and the
             output.
 
     Returns:
-        What `separable_conv1d` returns, divided along its axes as the arguments say, except along a length that is
+        What `separable_conv1d` returns, sharded along its axes as the arguments say, except along a length that is
         not a multiple of the number of devices.
 
     Raises:
         ValueError: what `separable_conv1d` refuses; an axis that the mesh does not have or that is named twice; no
             axis at all; a first batch axis or `filters` that the devices do not divide.
-        TypeError: likewise, or `mesh` is not a `jax.sharding.Mesh`.
+        TypeError: what `separable_conv1d` refuses, or `mesh` is not a `jax.sharding.Mesh`.
 
     Example:
         >>> import jax
@@ -97,7 +103,7 @@ def separable_conv1d(
         return PartitionSpec(*first, *((length, channels) if time == -2 else (channels, length)))
 
     def placed(value: jax.Array, spec: PartitionSpec) -> jax.Array:
-        """`value` divided as `shard_map` wants it, which it does by itself only along automatic axes."""
+        """Shards `value` as `shard_map` wants it, which does so by itself only along automatic axes."""
         if AxisType.Explicit not in mesh.axis_types:
             return value
         return jax.sharding.reshard(value, NamedSharding(mesh, spec))
@@ -127,7 +133,7 @@ def separable_conv1d(
 
 
 def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
-    """How many devices each argument names, which must be different axes of the mesh."""
+    """Counts the devices that each argument names, which must be different axes of the mesh."""
     if not isinstance(mesh, Mesh):
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh; got {shown(mesh)}.")
     sizes, taken = {}, {}
@@ -152,7 +158,7 @@ def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
 
 
 class _Blocks(NamedTuple):
-    """How a sequence is cut into equal blocks, and how many rows around its block a device reads."""
+    """Says how a sequence is cut into equal blocks, and how many time steps around its block a device reads."""
 
     count: int
     rows: int
@@ -161,7 +167,7 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(length: int, config: SeparableConv1DConfig, count: int) -> _Blocks:
-    """Blocks that begin with the first row, after the padding, of the first of their windows."""
+    """Returns blocks that begin with the first time step, after the padding, of the first of their windows."""
     low, _ = _window.padding_amounts(length, **config.geometry)
     span = _window.span(config.kernel_size, config.dilation_rate)
     outputs = -(-length // (config.strides * count))
@@ -169,7 +175,7 @@ def _blocks(length: int, config: SeparableConv1DConfig, count: int) -> _Blocks:
 
 
 def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
-    """The rows that the windows of this device's block read: inside `shard_map`."""
+    """Returns the time steps that the windows of this device's block read: inside `shard_map`."""
     time %= x.ndim
     before, after = [], []
     for parts, rows, towards in ((before, blocks.before, 1), (after, blocks.after, -1)):
@@ -192,7 +198,7 @@ def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
 
 
 def _resized(x, time: int, length: int) -> jax.Array:
-    """With zeros at the end, or without the end."""
+    """Appends zeros, or cuts the end off."""
     if length <= x.shape[time]:
         return x if length == x.shape[time] else lax.slice_in_dim(x, 0, length, 1, time)
     padding = [(0, 0)] * x.ndim

@@ -23,6 +23,20 @@ import jax.numpy as jnp
 from flax_sepconv._identifiers import Family, names_of, resolve, to_config
 from flax_sepconv._keras_object import KerasObject, NonNegative, one_of, widened
 
+__all__ = [
+    "L1",
+    "L1L2",
+    "L2",
+    "OrthogonalRegularizer",
+    "Regularizer",
+    "get",
+    "l1",
+    "l1_l2",
+    "l2",
+    "orthogonal_regularizer",
+    "serialize",
+]
+
 
 class Regularizer(KerasObject):
     """Base of the penalties."""
@@ -31,12 +45,12 @@ class Regularizer(KerasObject):
 
     @abc.abstractmethod
     def __call__(self, w: jax.Array) -> jax.Array:
-        """The penalty of one array, a scalar of at least single precision."""
+        """Computes the penalty of one array, a scalar of at least single precision."""
 
 
 @dataclass(frozen=True, repr=False)
 class L1(Regularizer):
-    """The sum of absolute values, which drives single weights to zero.
+    """Penalizes the sum of absolute values, which drives single weights to zero.
 
     Args:
         l1: factor, at least 0.
@@ -50,13 +64,13 @@ class L1(Regularizer):
     l1: NonNegative = 0.01
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`l1 * sum(abs(w))`."""
+        """Computes `l1 * sum(abs(w))`."""
         return self.l1 * jnp.sum(_abs(widened(w)))
 
 
 @dataclass(frozen=True, repr=False)
 class L2(Regularizer):
-    """The sum of squares, which keeps weights small.
+    """Penalizes the sum of squares, which keeps weights small.
 
     Args:
         l2: factor, at least 0.
@@ -70,13 +84,13 @@ class L2(Regularizer):
     l2: NonNegative = 0.01
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`l2 * sum(w ** 2)`."""
+        """Computes `l2 * sum(w ** 2)`."""
         return self.l2 * jnp.sum(jnp.square(widened(w)))
 
 
 @dataclass(frozen=True, repr=False)
 class L1L2(Regularizer):
-    """The sum of absolute values and the sum of squares, each with its factor.
+    """Penalizes the sum of absolute values and the sum of squares, each with its factor.
 
     Args:
         l1: factor of the absolute values, at least 0.
@@ -92,7 +106,7 @@ class L1L2(Regularizer):
     l2: NonNegative = 0.0
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`l1 * sum(abs(w)) + l2 * sum(w ** 2)`, without the terms whose factor is 0."""
+        """Computes `l1 * sum(abs(w)) + l2 * sum(w ** 2)`, without the terms whose factor is 0."""
         w = widened(w)
         penalty = jnp.zeros((), w.dtype)
         if self.l1:
@@ -104,7 +118,7 @@ class L1L2(Regularizer):
 
 @dataclass(frozen=True, repr=False)
 class OrthogonalRegularizer(Regularizer):
-    """The mean absolute cosine between a matrix's rows, or columns, which makes them orthogonal.
+    """Penalizes the mean absolute cosine between a matrix's rows, or columns, which makes them orthogonal.
 
     Only matrices have rows and columns. The weights of a `SeparableConv1D` have three axes, so its config
     refuses this regularizer, where Keras refuses it in the first training step.
@@ -126,7 +140,7 @@ class OrthogonalRegularizer(Regularizer):
     mode: Annotated[str, one_of("rows", "columns")] = "rows"
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Refuses what is no matrix of two or more rows (columns)."""
+        """Refuses what is not a matrix of two or more rows (columns)."""
         if len(shape) != 2:
             raise ValueError(
                 f"`OrthogonalRegularizer` must be given a matrix; got an array of shape {shape}."
@@ -138,7 +152,7 @@ class OrthogonalRegularizer(Regularizer):
             )
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """`factor` times the mean of `abs(cos(u, v))` over the pairs of rows (columns) `u`, `v`."""
+        """Computes `factor` times the mean of `abs(cos(u, v))` over the pairs of rows (columns) `u`, `v`."""
         self.check_shape(jnp.shape(w))
         rows = widened(w) if self.mode == "rows" else widened(w).T
         size = rows.shape[0]
@@ -155,7 +169,7 @@ orthogonal_regularizer = OrthogonalRegularizer
 
 
 def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
-    """`L1L2` with the defaults that the reference gives this name.
+    """Makes an `L1L2` with the defaults that the reference gives this name.
 
     Args:
         l1: factor of the absolute values, at least 0.
@@ -180,7 +194,7 @@ _FAMILY = Family(
 
 
 def get(identifier: Any, *, argument: str = "regularizer") -> Any:
-    """The regularizer that a name, a Keras config, an object or a callable stands for.
+    """Returns the regularizer that a name, a Keras config, an object or a callable stands for.
 
     Args:
         identifier: any name that Keras 3 or TF 2.0 knows, a config of either, an object or class of this
@@ -206,7 +220,7 @@ a callable `w -> scalar`; got 'l3'. Did you mean 'l2' or 'l1'?
 
 
 def serialize(regularizer: Any, *, argument: str = "regularizer") -> dict[str, Any] | None:
-    """The form in which Keras 3's `keras.regularizers.serialize` gives a regularizer, ready for JSON.
+    """Returns what Keras 3's `keras.regularizers.serialize` gives for a regularizer, ready for JSON.
 
     Factors are written as they were given; Keras rounds those of `L1` and `OrthogonalRegularizer` to float32.
 
@@ -226,5 +240,5 @@ def serialize(regularizer: Any, *, argument: str = "regularizer") -> dict[str, A
 
 
 def _abs(w: jax.Array) -> jax.Array:
-    """`abs(w)` with slope 0 at 0, as in TensorFlow; JAX's is 1 there, and would push at a bias of zeros."""
+    """Computes `abs(w)` with slope 0 at 0, as in TensorFlow; JAX's is 1 there, and would push at a bias of zeros."""
     return w * jnp.sign(w)

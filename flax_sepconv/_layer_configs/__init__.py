@@ -1,4 +1,4 @@
-"""The configs of every layer of ours in a Linen or NNX model.
+"""Finds the config of every `SeparableConv1D` in a Linen or NNX model.
 
 A model is traced as it is called, with no array computed. Each layer notes in the program that it was called, with
 its config and weights (`calls`); following the model's parameters through the program says which of them those weights
@@ -27,7 +27,7 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
         *args: what the model is called with; arrays may be `jax.ShapeDtypeStruct`s. An NNX model is read without a
             call, unless a Linen module (`nnx.bridge.ToNNX`) has layers within, or layers are stacked in a way that
             their shapes do not tell.
-        **kwargs: likewise, by name; `method` for another method of a Linen module than `__call__`.
+        **kwargs: the same, by name; `method` for another method of a Linen module than `__call__`.
 
     Returns:
         The config of each layer that has parameters, by the layer's path in `variables["params"]` or
@@ -52,7 +52,7 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
         layers_2 SeparableConv1DConfig(filters=4, kernel_size=5, name='layers_2')
     """
     if not isinstance(model, nn.Module):
-        # Whoever has such a model has waited for flax.nnx already; everybody else shall not.
+        # flax.nnx is slow to import. Whoever has such a model has imported it already.
         from flax_sepconv._layer_configs.nnx import is_functional, layer_configs_of_nnx
 
         if not is_functional(model):
@@ -72,7 +72,7 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
 
 
 def _holders(stored: list[Stored]) -> set[str]:
-    """Where there is a weight of a layer of ours by its name."""
+    """Returns the paths that hold a weight by the name of this layer's."""
     return {
         "/".join(item.path[1:-1])
         for item in stored

@@ -1,4 +1,4 @@
-"""What a layer notes in a traced program: here I was called, with this config and these weights.
+"""A primitive by which a layer notes in a traced program that it was called, with which config and weights.
 
 The note is a primitive that returns the weights as they came. It exists only while `layer_configs` traces a model;
 `origins` then reads from the program which of the model's stored parameters the weights were.
@@ -21,7 +21,7 @@ call_p.multiple_results = True
 
 
 def noted(params: Mapping[str, Any], config: SeparableConv1DConfig) -> dict[str, Any]:
-    """A layer's weights as they came, noted if `layer_configs` is tracing the model.
+    """Returns a layer's weights as they came, and notes them if `layer_configs` is tracing the model.
 
     Args:
         params: the weights that the layer computes with, by name and in the order of `config.weights`.

@@ -27,12 +27,12 @@ _NORMS = tuple(getattr(nnx, name) for name in ("SpectralNorm", "WeightNorm") if 
 
 
 def is_functional(model) -> bool:
-    """Whether a model has `init` and `apply` as Linen's have, and no parameters of its own."""
+    """Returns whether a model has `init` and `apply` as Linen's have, and no parameters of its own."""
     return isinstance(model, bridge.Module)
 
 
 def layer_configs_of_nnx(model, args: tuple, kwargs: dict) -> dict[str, SeparableConv1DConfig]:
-    """What `layer_configs` returns for an NNX model: a module, or a list, tuple or dict of modules."""
+    """Returns the configs of an NNX model: a module, or a list, tuple or dict of modules."""
     if not _is_model(model):
         raise TypeError(f"`model` must be a flax.linen or flax.nnx module; got {shown(model)}.")
     graph, state = nnx.split(model)
@@ -65,7 +65,7 @@ def _is_model(model) -> bool:
 
 
 def _read(model, stored: list[Stored], called) -> Iterator[tuple[str, SeparableConv1DConfig]]:
-    """The layers in a model's graph that are not `called`."""
+    """Finds the layers in a model's graph that are not `called`."""
     nodes = [(tuple(map(str, path)), node) for path, node in nnx.iter_graph(model)]
     layers = [(path, node) for path, node in nodes if isinstance(node, SeparableConv1D)]
     norms = [(path, type(node)) for path, node in nodes if isinstance(node, _NORMS)]
@@ -106,7 +106,7 @@ def _stacked(layer: SeparableConv1D, path: str) -> SeparableConv1DConfig:
 
 
 def _read_linen(node: tuple[str, ...], module: nn.Module, stored: list[Stored], known):
-    """The layer that a Linen module is, with its parameters in the NNX module at `node`.
+    """Returns the layer that a Linen module is, with its parameters in the NNX module at `node`.
 
     Layers within a Linen module are known by a call only.
     """
@@ -130,7 +130,7 @@ def _read_linen(node: tuple[str, ...], module: nn.Module, stored: list[Stored], 
 
 
 def _is_empty(module: nn.Module) -> bool:
-    """Whether a module is one of Flax's own without others in it, such as `nn.Dropout`."""
+    """Returns whether a module is one of Flax's own without others in it, such as `nn.Dropout`."""
     fields = {name: value for name, value in vars(module).items() if name != "parent"}
     return type(module).__module__.startswith("flax.") and not any(
         isinstance(leaf, nn.Module) for leaf in jax.tree.leaves(fields)

@@ -30,7 +30,7 @@ class Origin:
     axes: tuple[int | None, ...] | None = None
 
     def __or__(self, other: "Origin") -> "Origin":
-        """The origin of what may be either."""
+        """Returns the origin of what may be either."""
         return self if self == other else Origin(self.inputs | other.inputs)
 
 
@@ -50,7 +50,7 @@ class Call:
 
 
 def calls(function: Callable, variables, args: tuple, kwargs: dict) -> list[Call]:
-    """The calls of layers in `function(variables, *args, **kwargs)`, with origins among the leaves of `variables`."""
+    """Finds the calls of layers in `function(variables, ...)`, with origins among the leaves of `variables`."""
     call, arrays = of_arrays(function, args, kwargs)
     with tracing(True):
         # What a program returns has to be arrays.
@@ -68,7 +68,7 @@ def calls(function: Callable, variables, args: tuple, kwargs: dict) -> list[Call
 
 
 def of_arrays(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, list]:
-    """A function as one of the arrays in its arguments, which may be traced, and those arrays.
+    """Makes a function of the arrays in its arguments, which may be traced, and returns those arrays too.
 
     Whatever else is in the arguments, such as `train=False`, stays as it is.
     """
@@ -84,7 +84,7 @@ def of_arrays(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, 
 
 
 def _follow(program: Jaxpr, inputs: Sequence[Origin], found: list[Call]) -> list[Origin]:
-    """The origins of a program's outputs. Puts the calls in it into `found`."""
+    """Follows a program to the origins of its outputs, and puts the calls in it into `found`."""
     origins = {}
 
     def write(variables, values):
@@ -198,7 +198,7 @@ def _broadcast(axes, eqn):
 
 
 def _slice(axes, eqn):
-    """One layer's weights are cut out of a stack."""
+    """Follows one layer's weights as they are cut out of a stack."""
     sizes = zip(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, strict=True)
     return tuple(axis if before == after else None for axis, (before, after) in zip(axes, sizes, strict=True))
 

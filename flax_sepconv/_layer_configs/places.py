@@ -19,7 +19,7 @@ class Stored(NamedTuple):
 
 
 def stored_in(tree) -> list[Stored]:
-    """What a tree of arrays or their shapes stores, in JAX's order."""
+    """Lists what a tree of arrays or their shapes stores, in JAX's order."""
     leaves, _ = leaves_of(tree, "model")
     return [Stored(path, jnp.shape(leaf)) for path, leaf in leaves.items()]
 
@@ -27,7 +27,7 @@ def stored_in(tree) -> list[Stored]:
 def configs_of(
     calls: Sequence[Call], stored: Sequence[Stored], root: tuple[str, ...]
 ) -> dict[str, SeparableConv1DConfig]:
-    """The config of each layer that is called, by its path.
+    """Returns the config of each layer that is called, by its path.
 
     Args:
         calls: with origins among `stored`.
@@ -54,13 +54,13 @@ def configs_of(
 
 
 def in_order(configs: dict[str, SeparableConv1DConfig], stored: Sequence[Stored], root: tuple[str, ...] = ()):
-    """Configs by path in the order in which the parameters are stored."""
+    """Sorts configs by path into the order in which the parameters are stored."""
     order = dict.fromkeys(_shown(item.path[:-1], root) for item in stored)
     return {path: configs[path] for path in order if path in configs}
 
 
 def _layer_of(call: Call, stored: Sequence[Stored], root: tuple[str, ...]) -> tuple[str, ...]:
-    """The path under which a layer's weights are."""
+    """Returns the path under which a layer's weights are."""
     weights = call.config.weights(in_features=1)
     sources = [[stored[i].path for i in sorted(origin.inputs)] for origin in call.origins]
     candidates = {
@@ -116,13 +116,13 @@ def _shown(layer: tuple[str, ...], root: tuple[str, ...]) -> str:
 
 
 def _attached(config: SeparableConv1DConfig, shapes) -> tuple:
-    """What loss terms and optax transforms ask a config for."""
+    """Returns what loss terms and optax transforms ask a config for."""
     weights = [(w.name, w.regularizer, w.constraint) for w in config.weights(in_features=1)]
     return weights, config.trainable, getattr(config, "stack_axes", ()), shapes
 
 
 def _config_of(call: Call, layer: tuple[str, ...], stored, root) -> SeparableConv1DConfig:
-    """The config of the layer, with the axes along which the call has its weights taken out of a stack."""
+    """Returns the config of the layer, with the axes along which the call takes its weights out of a stack."""
     shapes = {item.path: item.shape for item in stored}
     arrays = [shapes[*layer, weight.name] for weight in call.config.weights(in_features=1)]
     single, many = list(call.shapes), list(arrays)
@@ -140,7 +140,7 @@ def _config_of(call: Call, layer: tuple[str, ...], stored, root) -> SeparableCon
 def stacked(
     config: SeparableConv1DConfig, ways: list[tuple[int, ...]], shapes, path
 ) -> SeparableConv1DConfig:
-    """The config of a layer whose weights are stacked in one of `ways`.
+    """Returns the config of a layer whose weights are stacked in one of `ways`.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -156,7 +156,7 @@ def stacked(
 
 
 def ways_to_stack(single: list[tuple], stacked: list[tuple]) -> list[tuple[int, ...]]:
-    """Which axes, the innermost transform's first, give stacked weights' shapes from those of one layer's.
+    """Finds the axes, the innermost transform's first, that lead from one layer's shapes to the stacked ones.
 
     Ways that take the same axes away are one way. An axis of size 1 holds one layer wherever it is.
     """
@@ -172,7 +172,7 @@ def ways_to_stack(single: list[tuple], stacked: list[tuple]) -> list[tuple[int, 
 
 
 def _taken(axes: tuple[int, ...], single: tuple, stacked: tuple) -> list[tuple[int, int]] | None:
-    """Place and size of each axis of `stacked` that `axes` takes away, or `None` if that does not give `single`."""
+    """Returns place and size of each axis that `axes` removes, or `None` if that does not give `single`."""
     left, taken = list(enumerate(stacked)), []
     for axis in reversed(axes):
         if not -len(left) <= axis < len(left):

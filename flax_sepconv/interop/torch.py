@@ -32,6 +32,8 @@ from flax_sepconv._keras_object import integer, non_negative
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _state_dict
 
+__all__ = ["from_state_dict", "to_state_dict"]
+
 
 def from_state_dict(
     state_dict: Mapping[str, Any],
