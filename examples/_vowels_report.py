@@ -100,25 +100,25 @@ def _curves(axes, history) -> None:
 
 def _kernels(figure, kernels) -> None:
     """A row of images, a column for each filter. Filters of later layers stand in the order of their shapes."""
-    figure.suptitle("Learnt depthwise kernels: a column is a filter, from its first tap down to its last")
+    figure.suptitle("Learnt depthwise kernels: each column is one filter, its three taps from top to bottom")
     limit = max(np.abs(kernel).max() for kernel in kernels.values())
     rows = figure.subplots(len(kernels), 1)
     for index, (axes, (name, kernel)) in enumerate(zip(rows, kernels.items(), strict=True)):
         taps, channels, multiplier = kernel.shape
         filters = kernel.reshape(taps, -1)
         if index == 0:
-            label = f"cepstral coefficient, {multiplier} filters each"
+            label = f"cepstral coefficient of the input, {multiplier} filters each"
             axes.set_xticks((np.arange(channels) + 0.5) * multiplier - 0.5, 1 + np.arange(channels))
             for edge in range(multiplier, channels * multiplier, multiplier):
                 axes.axvline(edge - 0.5, color="white", linewidth=3)
         else:
-            label = "channel, sorted by shape"
+            label = f"{channels} channels, similar filters side by side"
             filters = filters[:, _by_shape(filters)]
             axes.set_xticks([])
         image = axes.imshow(
             filters, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none"
         )
-        axes.set(ylabel=name, xlabel=label, yticks=[])
+        axes.set(ylabel=f"{name}\ntap", xlabel=label, yticks=range(taps), yticklabels=range(1, taps + 1))
     figure.colorbar(image, ax=rows, label="weight", fraction=0.03)
 
 
