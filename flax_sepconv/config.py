@@ -73,9 +73,9 @@ class SeparableConv1DConfig:
         bias_regularizer: loss term of the bias.
         activity_regularizer: loss term of the layer's output.
         depthwise_constraint: projection of the depthwise kernel after an update. See `flax_sepconv.constraints`.
-        pointwise_constraint: projection of the pointwise kernel, `(1, in_features * depth_multiplier, filters)`. As
-            in Keras, `"max_norm"` takes norms along axis 0, so it bounds each weight by itself.
-            `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter; likewise for the other norms.
+        pointwise_constraint: projection of the pointwise kernel, `(1, in_features * depth_multiplier, filters)`. In
+            Keras and here, `"max_norm"` takes norms along axis 0, so it bounds each weight by itself;
+            `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
         name: a name of the layer, for `get_config`; nothing is computed from it.
