@@ -6,11 +6,8 @@ from hypothesis import strategies as st
 import flax_sepconv as fsc
 
 
-def depthwise(x, kernel, *, strides=1, padding="valid", dilation_rate=1):
-    """`(batch, length, channels)` and `(size, channels, multiplier)`: the sum that defines the depthwise step."""
-    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
-    batch, length, channels = x.shape
-    size, _, multiplier = kernel.shape
+def taps(size, length, *, strides=1, padding="valid", dilation_rate=1):
+    """How many outputs there are, and for each tap which of them it counts in and which samples it multiplies."""
     reach = (size - 1) * dilation_rate
     out = -(-length // strides) if padding != "valid" else -(-(length - reach) // strides)
     low = {
@@ -18,13 +15,19 @@ def depthwise(x, kernel, *, strides=1, padding="valid", dilation_rate=1):
         "causal": reach,
         "same": max((out - 1) * strides + reach + 1 - length, 0) // 2,
     }[padding]
-    y = np.zeros((batch, out, channels, multiplier))
-    for o in range(out):
-        for k in range(size):
-            t = o * strides + k * dilation_rate - low
-            if 0 <= t < length:
-                y[:, o] += x[:, t, :, None] * kernel[k]
-    return y.reshape(batch, out, channels * multiplier)
+    samples = np.arange(out) * strides + np.arange(size)[:, None] * dilation_rate - low
+    real = (samples >= 0) & (samples < length)
+    return out, [(np.flatnonzero(r), s[r]) for r, s in zip(real, samples, strict=True)]
+
+
+def depthwise(x, kernel, **geometry):
+    """`(batch, length, channels)` and `(size, channels, multiplier)`: the sum that defines the depthwise step."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    out, each_tap = taps(len(kernel), x.shape[1], **geometry)
+    y = np.zeros((len(x), out, *kernel.shape[1:]))
+    for weights, (outputs, samples) in zip(kernel, each_tap, strict=True):
+        y[:, outputs] += x[:, samples, :, None] * weights
+    return y.reshape(len(x), out, kernel[0].size)
 
 
 def separable(params, x, config):
@@ -41,6 +44,25 @@ def separable(params, x, config):
         y += np.asarray(params["bias"], np.float64)
     y = y.reshape(*x.shape[:-2], *y.shape[-2:])
     return np.swapaxes(y, -1, -2) if config.data_format == "channels_first" else y
+
+
+def gradients(params, x, cotangent, config):
+    """Those of `sum(cotangent * y)`, for the parameters and the input `(batch, length, channels)`, in float64."""
+    x, cotangent = np.asarray(x, np.float64), np.asarray(cotangent, np.float64)
+    params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    geometry = {k: v for k, v in config.geometry.items() if k != "kernel_size"}
+    kernel, pointwise = params["depthwise_kernel"], params["pointwise_kernel"][0]
+    wide = depthwise(x, kernel, **geometry)
+    of_wide = (cotangent @ pointwise.T).reshape(*wide.shape[:2], *kernel.shape[1:])
+    of_x, of_kernel = np.zeros_like(x), np.zeros_like(kernel)
+    for tap, (outputs, samples) in enumerate(taps(len(kernel), x.shape[1], **geometry)[1]):
+        of_kernel[tap] = np.einsum("noc,nocm->cm", x[:, samples], of_wide[:, outputs])
+        of_x[:, samples] += np.einsum("nocm,cm->noc", of_wide[:, outputs], kernel[tap])
+    of_pointwise = np.einsum("now,nof->wf", wide, cotangent)[None]
+    of_params = {"depthwise_kernel": of_kernel, "pointwise_kernel": of_pointwise}
+    if config.use_bias:
+        of_params["bias"] = cotangent.sum((0, 1))
+    return of_params, of_x
 
 
 @st.composite
