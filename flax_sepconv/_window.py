@@ -1,8 +1,10 @@
-"""The geometry of a 1-D convolution: which samples a window reads, and how many windows fit.
+"""The windows of a 1-D convolution: which samples each reads, and how many fit.
 
 Output sample `o` reads the padded input at `o * strides + k * dilation_rate` for `k < kernel_size`, so a
 window spans `(kernel_size - 1) * dilation_rate + 1` samples. Everything else here follows from that.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,3 +50,57 @@ def padding_amounts(length, kernel_size: int, strides: int, padding: str, dilati
     total = (windows - 1) * strides + reach + 1 - length
     total = total.clip(0) if hasattr(total, "clip") else max(total, 0)
     return total // 2, total - total // 2
+
+
+class Window(NamedTuple):
+    """The static numbers of a depthwise step: output `o` reads `o * strides + t * dilation - low`, `t < kernel_size`.
+
+    Samples outside of the sequence are zero. `length` may be a symbolic dimension of `jax.export`.
+    """
+
+    length: Any
+    kernel_size: int
+    strides: int
+    dilation: int
+    low: int
+    high: int
+
+    @classmethod
+    def over(cls, length, *, kernel_size: int, strides: int, padding: str, dilation_rate: int) -> "Window":
+        """That of a layer's arguments over a sequence of `length` samples."""
+        amounts = padding_amounts(length, kernel_size, strides, padding, dilation_rate)
+        return cls(length, kernel_size, strides, dilation_rate, *amounts)
+
+    @property
+    def span(self) -> int:
+        """Samples from the first that a window reads to the last, both included."""
+        return span(self.kernel_size, self.dilation)
+
+    @property
+    def output_length(self):
+        """Number of outputs."""
+        return (self.low + self.length + self.high - self.span) // self.strides + 1
+
+    @property
+    def samples(self):
+        """Samples that are read, from the first to the last, those of the padding included."""
+        return (self.output_length - 1) * self.strides + self.span
+
+    @property
+    def interior(self) -> tuple[int, int]:
+        """The first output that reads no padding, and the first after it that does."""
+        first = min(max(0, -(-self.low // self.strides)), self.output_length)
+        last = (self.length - self.span + self.low) // self.strides + 1
+        return first, max(min(last, self.output_length), first)
+
+    def inside(self, t: int) -> tuple[int, int]:
+        """The first output whose tap `t` reads no padding, and the first after it that does; equal if there is none."""
+        start = t * self.dilation - self.low
+        first = min(max(-(start // self.strides), 0), self.output_length)
+        stop = min(max(-(-(self.length - start) // self.strides), 0), self.output_length)
+        return first, max(first, stop)
+
+    def transposed(self) -> "Window":
+        """At stride 1, that of the input's gradient: over the cotangent, with the kernel reversed."""
+        reach = self.span - 1
+        return self._replace(length=self.output_length, low=reach - self.low, high=reach - self.high)

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from flax_sepconv import _arguments, _callables, _ragged, _window
-from flax_sepconv._depthwise import Geometry, definition, depthwise
+from flax_sepconv import _arguments, _callables, _kernels, _ragged
 from flax_sepconv._dtypes import wide
-from flax_sepconv._separable import separable
 from flax_sepconv._types import DataFormat, Implementation, Padding, Size
 from flax_sepconv._validation import as_real, check_input, check_key, check_params, check_width
+from flax_sepconv._window import Window
 from flax_sepconv.config import SeparableConv1DConfig, Weight, check_config
 
 __all__ = ["depthwise_conv1d", "init_params", "separable_conv1d"]
@@ -81,7 +80,7 @@ def separable_conv1d(
         x, step = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
 
     bias = jnp.asarray(params["bias"], wide(dtype)) if config.use_bias else None
-    y = _separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, step)
+    y = _kernels.separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, **_step(x, step))
     y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
     y = y.astype(dtype)
     if lengths is None:
@@ -193,7 +192,7 @@ def depthwise_conv1d(
         )
     dtype = _common_dtype(x, kernel)
     x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
-    y = _depthwise(_one_batch_axis(x), kernel, config)
+    y = _kernels.depthwise(_one_batch_axis(x), kernel, **_step(x, config))
     return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
 
 
@@ -216,45 +215,11 @@ def _one_batch_axis(x) -> jax.Array:
     return x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:])
 
 
-def _geometry_of(x, config: SeparableConv1DConfig) -> Geometry:
-    length = x.shape[config.time_axis]
-    low, high = _window.padding_amounts(length, **config.geometry)
-    return Geometry(length, config.kernel_size, config.strides, config.dilation_rate, low, high)
-
-
-def _depthwise(x, kernel, config: SeparableConv1DConfig) -> jax.Array:
-    """Maps `(N, L, C)` to `(N, O, C * M)`, or the same for channels_first."""
-    geometry = _geometry_of(x, config)
-    if config.implementation == "lax":
-        return definition(x, kernel, geometry, config.channel_axis, config.precision)
-    if config.channel_axis == -2:
-        x = x.swapaxes(1, 2)
-    y = depthwise(x, kernel, geometry, config.precision, config.implementation).swapaxes(2, 3)
-    y = lax.collapse(y, 2)
-    return y if config.channel_axis == -1 else y.swapaxes(1, 2)
-
-
-def _separable(x, depthwise_kernel, pointwise_kernel, bias, config: SeparableConv1DConfig) -> jax.Array:
-    """Computes both steps, `(N, L, C)` to `(N, O, F)` or the same for channels_first, in at least float32."""
-    first = config.channel_axis == -2
-    if config.implementation != "lax":
-        y = separable(
-            x.swapaxes(1, 2) if first else x,
-            depthwise_kernel,
-            pointwise_kernel,
-            bias,
-            _geometry_of(x, config),
-            config.precision,
-            config.implementation,
-        )
-        return y.swapaxes(1, 2) if first else y
-    y = jnp.einsum(
-        "nco,cf->nfo" if first else "noc,cf->nof",
-        _depthwise(x, depthwise_kernel, config),
-        pointwise_kernel,
-        precision=config.precision,
-        preferred_element_type=wide(x.dtype),
-    )
-    if bias is None:
-        return y
-    return y + (bias[None, :, None] if first else bias[None, None])
+def _step(x, config: SeparableConv1DConfig) -> dict[str, Any]:
+    """Returns what the arithmetic must know of a layer besides its arrays."""
+    return {
+        "window": Window.over(x.shape[config.time_axis], **config.geometry),
+        "channel_axis": config.channel_axis,
+        "precision": config.precision,
+        "implementation": config.implementation,
+    }

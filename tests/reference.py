@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import flax_sepconv as fsc
+from flax_sepconv._window import Window
 
 
 def taps(size, length, *, strides=1, padding="valid", dilation_rate=1):
@@ -98,3 +99,47 @@ def layers(draw, batch_axes=None, **fixed):
     last = (length, in_features) if config.data_format == "channels_last" else (in_features, length)
     params = {w.name: rng.normal(size=w.shape).astype(np.float32) for w in config.weights(in_features)}
     return config, params, rng.normal(size=(*batch, *last)).astype(np.float32)
+
+
+def assert_close(a, b, tolerance=1e-5):
+    """Whether all entries of `a` are within `tolerance` of the largest of `b`, or of 1."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1.0))
+
+
+@st.composite
+def windows(draw, longest=20, largest_kernel=12):
+    """Windows with paddings of any size within their span."""
+    stride, dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 5)]))
+    size = draw(st.integers(1, largest_kernel))
+    reach = (size - 1) * dilation
+    low, high = draw(st.integers(0, reach)), draw(st.integers(0, reach))
+    shortest = max(1, reach + 1 - low - high)
+    return Window(draw(st.integers(shortest, shortest + longest)), size, stride, dilation, low, high)
+
+
+def contraction(window, result, slots):
+    """What the slots of the depthwise step or of both steps contract to, in float64, from the definition.
+
+    Args:
+        window: which samples each output reads.
+        result: the slot that is asked for.
+        slots: `input` `(N, L, C)`, `kernel` `(K, C, M)`, `output` `(N, O, C, M)`; or with `pointwise` `(C, M, F)` an
+            output `(N, O, F)`.
+    """
+    slots = {slot: np.asarray(array, np.float64) for slot, array in slots.items()}
+    axes = {"input": "notc", "kernel": "tcm", "output": "nocm"}
+    if "pointwise" in {*slots, result}:
+        axes |= {"pointwise": "cmf", "output": "nof"}
+    steps = np.arange(window.kernel_size) * window.dilation
+    at = np.arange(window.output_length)[:, None] * window.strides + steps  # of the padded input
+    if "input" in slots:
+        slots["input"] = np.pad(slots["input"], ((0, 0), (window.low, window.high), (0, 0)))[:, at]
+    subscripts = ",".join(axes[slot] for slot in slots) + "->" + axes[result]
+    y = np.einsum(subscripts, *slots.values(), optimize=True)
+    if result != "input":
+        return y
+    padded = np.zeros((y.shape[0], window.low + window.length + window.high, y.shape[3]))
+    np.add.at(padded, (slice(None), at), y)
+    return padded[:, window.low : window.low + window.length]

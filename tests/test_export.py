@@ -12,7 +12,8 @@ import pytest
 from jax import export
 
 import flax_sepconv as fsc
-from tests.test_depthwise import IMPLEMENTATIONS, assert_close
+from flax_sepconv._kernels import IMPLEMENTATIONS
+from tests.reference import assert_close
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # What JAX adds to programs of symbolic shapes, and takes out when it compiles them: that sizes are as was promised.

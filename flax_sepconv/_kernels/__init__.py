@@ -1,0 +1,63 @@
+"""How both steps are computed: two functions, in front of every implementation.
+
+    separable ──► both_steps ─┐
+                              ▼
+    depthwise ──► depthwise_step ──► dispatch.plan ──► few, taps, blocked, kernel_gradient, fft, in_place, xla_conv
+
+The functions take a layer's arrays. `both_steps` and `depthwise_step` are primitives, which all transformations of JAX
+know; when one is lowered, `dispatch` says which form computes it on a platform; a form is JAX operations on arrays.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_sepconv._dtypes import wide
+from flax_sepconv._kernels import both_steps, depthwise_step, xla_conv
+from flax_sepconv._kernels.dispatch import IMPLEMENTATIONS
+from flax_sepconv._window import Window
+
+__all__ = ["IMPLEMENTATIONS", "depthwise", "separable"]
+
+
+def depthwise(
+    x, kernel, window: Window, *, channel_axis: int = -1, precision, implementation: str | None
+) -> jax.Array:
+    """The depthwise step.
+
+    `(N, L, C)` and `(K, C, M)`, of one dtype, to `(N, O, C * M)`, or channels first if `channel_axis` is -2.
+    `precision` is for convolutions and products of matrices, if there are any; `implementation` is one of
+    `IMPLEMENTATIONS`, or `None` for what is fastest. `"lax"` has JAX's own derivatives.
+    """
+    if implementation == "lax":
+        return xla_conv.definition(x, kernel, window, precision, channel_axis)
+    slots = {"input": _last(x, channel_axis)[None], "kernel": kernel[None]}
+    y = depthwise_step.contract(slots, window=window, precision=precision, implementation=implementation)[0]
+    return _last(lax.collapse(y, 2), channel_axis)
+
+
+def separable(
+    x, depthwise_kernel, pointwise_kernel, bias, window: Window, *, channel_axis: int = -1, **params
+) -> jax.Array:
+    """Both steps, of which no derivative keeps what is between them.
+
+    As `depthwise`, with the pointwise kernel `(C * M, F)`, of the same dtype, and the bias `(F,)` of at least
+    float32, or `None`: to `(N, O, F)`, in at least float32.
+    """
+    if params["implementation"] == "lax":
+        h = depthwise(x, depthwise_kernel, window, channel_axis=channel_axis, **params)
+        axes = "noc,cf->nof" if channel_axis == -1 else "nco,cf->nfo"
+        dtype, precision = wide(x.dtype), params["precision"]
+        y = jnp.einsum(axes, h, pointwise_kernel, precision=precision, preferred_element_type=dtype)
+    else:
+        by_channel = pointwise_kernel.reshape(*depthwise_kernel.shape[1:], -1)
+        slots = {"input": _last(x, channel_axis), "kernel": depthwise_kernel, "pointwise": by_channel}
+        y = _last(both_steps.contract(slots, window=window, **params), channel_axis)
+    if bias is None:
+        return y
+    return y + (bias[None, None] if channel_axis == -1 else bias[None, :, None])
+
+
+def _last(array, channel_axis: int) -> jax.Array:
+    """Channels last, and back."""
+    return array if channel_axis == -1 else array.swapaxes(1, 2)

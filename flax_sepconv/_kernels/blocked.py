@@ -1,0 +1,72 @@
+"""The sums of `taps` over blocks of channels, for many taps on CPUs.
+
+A block is as many channels as a vector has lanes, with all its time steps side by side. What XLA's CPU backend makes
+of the sums then keeps the taps of a block in registers and in the first cache while it goes along a sequence, where
+with time steps of all channels it reads every tap anew for each. Each way between the layouts is a pass.
+"""
+
+import jax
+from jax import lax
+
+from flax_sepconv._kernels import taps, xla
+from flax_sepconv._window import Window
+
+
+def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> jax.Array:
+    """`(N, L, C)` and `(K, C)` to `(N, O, C)`.
+
+    A block has `lanes` channels. Up to `most` taps are one sum; more are a loop over sums of about `piece` taps,
+    because XLA vectorizes none of 125.
+    """
+    size, channels = kernel.shape
+    blocks = xla.unfused(_blocks)(x, window=window, lanes=lanes)
+    by_block = _fill(kernel, lanes).reshape(size, -1, lanes)
+    steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation, "time": 2}
+    if size <= most:
+        total = xla.unfused(taps.sums)(blocks, by_block, **steps)
+        return xla.unfused(_channels)(total, channels=channels)
+    pieces = -(-size // piece)
+    width = -(-size // pieces)
+    # The last piece meets some samples again, with taps of zero: a NaN beyond a window would reach an output.
+    rest = width * (pieces - 1)
+    zeros = lax.full_like(by_block, 0, shape=(pieces * width - size, *by_block.shape[1:]))
+    by_block = lax.concatenate([by_block[:rest], zeros, by_block[rest:]], 0)
+    reach = (window.output_length - 1) * window.strides + (width - 1) * window.dilation + 1
+
+    def step(i, total):
+        first = lax.min(i * width, size - width) * window.dilation
+        some = lax.dynamic_slice_in_dim(blocks, first, reach, 2)
+        of_piece = lax.dynamic_slice_in_dim(by_block, i * width, width, 0)
+        return xla.unfused(_more)(total, some, of_piece, **steps)
+
+    total = lax.full_like(blocks, 0, shape=(*blocks.shape[:2], window.output_length, lanes))
+    return xla.unfused(_channels)(lax.fori_loop(0, pieces, step, total), channels=channels)
+
+
+def input_gradient(kernel, cotangent, window: Window, **sizes: int) -> jax.Array:
+    """`(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
+    return output(cotangent, lax.rev(kernel, (0,)), window.transposed(), **sizes)
+
+
+def _more(total, blocks, kernel, **steps: int) -> jax.Array:
+    return total + taps.sums(blocks, kernel, **steps)
+
+
+def _blocks(x, *, window: Window, lanes: int) -> jax.Array:
+    """All samples that are read, `(N, L, C)` to `(N, blocks, rows, lanes)`."""
+    x = _fill(x, lanes)
+    x = x.reshape(*x.shape[:2], x.shape[2] // lanes, lanes).swapaxes(1, 2)
+    after = window.samples - window.low - x.shape[2]
+    config = [(0, 0, 0), (0, 0, 0), (window.low, after, 0), (0, 0, 0)]
+    return lax.pad(x, lax.full_like(x, 0, shape=()), config)
+
+
+def _channels(blocks, *, channels: int) -> jax.Array:
+    """`(N, blocks, O, lanes)` to `(N, O, C)`."""
+    return lax.slice_in_dim(lax.collapse(blocks.swapaxes(1, 2), 2), 0, channels, 1, 2)
+
+
+def _fill(array, lanes: int) -> jax.Array:
+    """Zeros behind the channels, up to whole blocks."""
+    config = [(0, 0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % lanes, 0)]
+    return lax.pad(array, lax.full_like(array, 0, shape=()), config)

@@ -1,0 +1,80 @@
+"""Both steps as one primitive, of which no derivative keeps what is between them: four contractions of one form.
+
+T(x, k, p, y) = sum over n, o, c, m, f, t of  x[n, o * strides + t * dilation - low, c]
+                                            * k[t, c, m]
+                                            * p[c, m, f]
+                                            * y[n, o, f]
+
+slot       shape        axes
+input      (N, L, C)    batch, length, channel
+kernel     (K, C, M)    tap, channel, multiplier
+pointwise  (C, M, F)    channel, multiplier, filter
+output     (N, O, F)    batch, length, filter
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_sepconv._dtypes import wide
+from flax_sepconv._kernels import dense, depthwise_step, dispatch, pointwise, primitive
+from flax_sepconv._window import Window
+
+AXES = {"input": "nlc", "kernel": "kcm", "pointwise": "cmf", "output": "nof"}
+
+
+def compute(slots, *, platform: str | None, sharded: bool, window: Window, **params) -> jax.Array:
+    """The contraction as a platform computes it, one step after the other if it is not dense.
+
+    The pointwise kernel's gradient needs the depthwise output of the forward pass. On a CPU XLA computes both once if
+    they are in one program. Elsewhere it computes it again: without a barrier XLA would keep it, as large as the input.
+    """
+    contract = functools.partial(depthwise_step.compute, platform=platform, sharded=sharded)
+    if platform != "cpu":
+        slots = lax.optimization_barrier(dict(slots)) if params["result"] == "pointwise" else slots
+        return _steps(slots, contract=contract, window=window, **params)
+    channels, multiplier = slots["kernel"].shape[1:] if "kernel" in slots else slots["pointwise"].shape[:2]
+    dtype = next(iter(slots.values())).dtype
+    if dispatch.is_dense(window, channels, multiplier, params["implementation"]) and dtype == wide(dtype):
+        return dense.compute(slots, params["result"], window, params["precision"], flat=not sharded)
+    return _steps(slots, contract=contract, window=window, flat=not sharded, **params)
+
+
+def _steps(
+    slots: Mapping[str, Any], *, result: str, contract: Callable, precision, flat: bool = False, **params
+) -> jax.Array:
+    def step(result: str, *given: str, **more) -> jax.Array:
+        arrays = {slot: slots[slot] for slot in given} | more
+        grouped = {slot: lax.expand_dims(array, (0,)) for slot, array in arrays.items()}
+        return lax.squeeze(contract(grouped, result=result, precision=precision, **params), (0,))
+
+    if result in ("input", "kernel"):
+        p, y = slots["pointwise"], slots["output"]
+        h = pointwise.input_gradient(lax.collapse(p, 0, 2), y, precision)
+        h = h.reshape(*h.shape[:2], *p.shape[:2])
+        return step(result, "kernel" if result == "input" else "input", output=h)
+    h = lax.collapse(step("output", "input", "kernel"), 2)
+    if result == "output":
+        return pointwise.output(h, lax.collapse(slots["pointwise"], 0, 2), precision, flat)
+    gradient = pointwise.kernel_gradient(h, slots["output"], precision, flat)
+    return gradient.reshape(*slots["kernel"].shape[1:], gradient.shape[1])
+
+
+def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params):
+    """A batch of sequences is more batch; of any other, each of the two steps knows what to do."""
+    batched = {slot: dim for slot, dim in dims.items() if dim is not None}
+    if {*batched, result} == {"input", "output"}:
+        ((slot, dim),) = batched.items()
+        value = jnp.moveaxis(slots[slot], dim, 0)
+        out = contract(slots | {slot: lax.collapse(value, 0, 2)}, **params)
+        return out.reshape(*value.shape[:2], *out.shape[1:]), 0
+
+    one = functools.partial(_steps, result=result, contract=depthwise_step.contract, **params)
+    return jax.vmap(jax.checkpoint(one), (dims,))(slots), 0
+
+
+contract = primitive.form("separable_conv1d", AXES, compute, _batch, widens=True)

@@ -1,0 +1,160 @@
+"""Every choice: which form computes a contraction, and with blocks of which sizes.
+
+|           | output, input's gradient                          | kernel's gradient                |
+| --------- | ------------------------------------------------- | -------------------------------- |
+| CPU       | `few`; `taps`; `blocked`, of many channels; `fft` | `few`; `kernel_gradient`; `fft`  |
+| GPU       | `in_place`; `fft`                                 | `in_place`; `fft`                |
+| elsewhere | `xla_conv`                                        | `xla_conv`                       |
+
+From left to right for more and more taps. Elsewhere nothing was measured, and XLA's own grouped convolution is known
+to be safe; so it is for a symbolic length, under `jax.export`, which nothing else could loop over or transform.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, taps, xla_conv
+from flax_sepconv._window import Window
+
+IMPLEMENTATIONS = ("taps", "fourier", "lax")
+"""What `implementation` may name: for each platform its sums, Fourier transforms, and XLA's own convolution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The numbers of a platform; `bench/README.md` says what each buys."""
+
+    fft_from: int  # taps from which transforms are faster, of the output and of the input's gradient
+    fft_kernel_from: int  # likewise of the kernel's gradient
+
+    def fourier_from(self, result: str, window: Window, channels: int) -> int:
+        """Taps from which transforms are faster for a contraction."""
+        return self.fft_kernel_from if result == "kernel" else self.fft_from
+
+
+@dataclasses.dataclass(frozen=True)
+class CPUTuning(Tuning):
+    """Those of a CPU."""
+
+    fft_unblocked_from: (
+        int  # `fft_from` where there are no blocks of channels, and the most that it is with strides
+    )
+    few: int  # taps up to which nothing is copied
+    few_block: int  # outputs of a block of the kernel's gradient then, at least
+    width: int  # taps of one sum of the kernel's gradient, at most
+    block: int  # outputs of one of its blocks, about
+    lanes: int  # channels of a block, and the least for which there are blocks
+    blocked_from: int  # taps from which blocks are faster,
+    blocked_floats: int  # if those of all channels are so many numbers or more, which no near cache keeps
+    blocked_most: int  # taps above which blocks are faster in any case, in a loop over sums
+    piece: int  # taps of one sum in that loop, about
+
+    def is_blocked(self, result: str, window: Window, channels: int) -> bool:
+        """Whether blocks of channels are faster than one sum over all."""
+        size = window.kernel_size
+        far = size >= self.blocked_from and size * channels >= self.blocked_floats
+        strided = result == "input" and window.strides > 1
+        many = far or size > self.blocked_most
+        return many and channels >= self.lanes and result != "kernel" and not strided
+
+    def fourier_from(self, result: str, window: Window, channels: int) -> int:
+        """A stride makes sums of fewer products, and transforms of as many."""
+        taps = super().fourier_from(result, window, channels) * (window.strides if result != "input" else 1)
+        return taps if self.is_blocked(result, window, channels) else min(taps, self.fft_unblocked_from)
+
+
+TUNINGS: dict[str | None, Tuning] = {
+    "cpu": CPUTuning(
+        fft_from=500,
+        fft_kernel_from=64,
+        fft_unblocked_from=120,
+        few=4,
+        few_block=8,
+        width=20,
+        block=16,
+        blocked_from=20,
+        blocked_floats=16384,
+        lanes=8,
+        blocked_most=96,
+        piece=32,
+    ),
+    "cuda": Tuning(fft_from=80, fft_kernel_from=20),
+    "rocm": Tuning(fft_from=80, fft_kernel_from=20),
+}
+
+
+class Plan(NamedTuple):
+    """A form, by the name of its module, and its sizes."""
+
+    form: str
+    sizes: Mapping[str, int] = {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether XLA has to be told that each device can contract its own part."""
+        return self.form not in ("xla_conv", "in_place")
+
+
+def plan(
+    result: str, window: Window, channels: int, platform: str | None, implementation: str | None = None
+) -> Plan:
+    """The form that computes the slot `result`, of so many channels in the output, on a platform.
+
+    `implementation` is one of `IMPLEMENTATIONS`, or `None` for what was measured as fastest.
+    """
+    tuning = TUNINGS.get(platform)
+    if implementation is None and tuning and not export.is_symbolic_dim(window.length):
+        many = window.kernel_size >= tuning.fourier_from(result, window, channels)
+        implementation = "fourier" if many else "taps"
+    if implementation in ("lax", None):
+        return Plan("xla_conv")
+    if implementation == "fourier":
+        return Plan("fft", {"double": True} if platform == "cpu" and result != "kernel" else {})
+    if not isinstance(tuning, CPUTuning):
+        return Plan("in_place")
+    if window.kernel_size <= tuning.few and (result != "input" or window.strides == 1):
+        return Plan("few", {"block": tuning.few_block} if result == "kernel" else {})
+    sums = {"width": tuning.width, "block": tuning.block}
+    if result == "kernel":
+        return Plan("kernel_gradient", sums)
+    if tuning.is_blocked(result, window, channels):
+        return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
+    # The copy has the time steps that the kernel's gradient reads, with which it is shared.
+    read = window.transposed() if result == "input" and window.strides == 1 else window
+    return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
+
+
+def is_dense(window: Window, channels: int, multiplier: int, implementation: str | None) -> bool:
+    """Whether both steps are faster as one dense convolution on CPUs: it has no, or hardly, more columns."""
+    size = window.kernel_size
+    columns_fit = size <= multiplier or (size * channels <= 64 and 4 * size <= 5 * multiplier)
+    return columns_fit and implementation is None and not export.is_symbolic_dim(window.length)
+
+
+_MODULES = (few, taps, blocked, kernel_gradient, in_place, fft, xla_conv)
+FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+"""Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
+
+_NATIVE = (fft.output, fft.input_gradient, fft.kernel_gradient, xla_conv.output)
+"""Those that know multipliers. For the others, each channel is there as often as there are multipliers."""
+
+
+def contraction(plan: Plan, result: str, a, b, window: Window, precision) -> jax.Array:
+    """What `plan` says, of two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`."""
+    form = getattr(FORMS[plan.form], {"output": "output"}.get(result, f"{result}_gradient"))
+    sizes = {"precision": precision} if plan.form == "xla_conv" else plan.sizes
+    if form in _NATIVE:
+        return form(a, b, window, **sizes)
+    channels, multiplier = b.shape[-2:]
+    b = b.reshape(*b.shape[:-2], channels * multiplier)
+    if result == "input":
+        gradient = form(a.reshape(*a.shape[:-2], channels * multiplier), b, window, **sizes)
+        return gradient.reshape(*gradient.shape[:2], channels, multiplier).sum(3)
+    a = jnp.broadcast_to(a[..., None], (*a.shape, multiplier)).reshape(*a.shape[:2], channels * multiplier)
+    out = form(a, b, window, **sizes)
+    return out.reshape(*out.shape[:-1], channels, multiplier)

@@ -1,0 +1,106 @@
+"""One multilinear form as a JAX primitive that every transformation knows.
+
+A form multiplies one array of each *slot* and sums over all their axes. Leaving one slot out gives a *contraction*, in
+the shape of that slot: the form's derivative with respect to it. For three slots,
+
+    T(x, k, y) = sum of x * k * y        output = dT/dy,  input's gradient = dT/dx,  kernel's gradient = dT/dk
+
+Each contraction is linear in each array that is left, and its derivatives and transposes are the others. So one
+primitive, with the slot that is left out as a parameter, is closed under `jvp` and `transpose`; with a rule for
+`vmap` it composes with everything.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+from flax_sepconv._dtypes import wide
+from flax_sepconv._kernels import sharding
+from flax_sepconv._window import Window
+
+PLATFORMS = ("cpu", "cuda", "rocm")  # those that have a lowering of their own
+
+
+def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable, widens: bool) -> Callable:
+    """Makes the primitive of a form.
+
+    `axes` gives each slot's axes by letters: `l`, `k` and `o` have the sizes that the window says, any other the same
+    in each slot. `compute(slots, *, result, platform, sharded, window, **params)` is the contraction in JAX
+    operations, of arrays by the names of their slots, where `platform` is one of `PLATFORMS`, or `None` for any
+    other. `batch(contract, slots, dims, *, result, window, **params)` is the rule for `vmap`, as JAX's. With
+    `widens`, the output and its cotangent are float32 where the rest is narrower.
+
+    Returns `contract(slots, *, window, **params)`, the contraction of all arrays but one.
+    """
+    primitive = Primitive(name)
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+
+    def contract(slots: Mapping[str, Any], *, result: str | None = None, **params) -> jax.Array:
+        (result,) = axes.keys() - slots.keys()
+        arrays = sharding.alike([slots[slot] for slot in axes if slot in slots])
+        return primitive.bind(*arrays, result=result, devices=sharding.asks_for_devices(), **params)
+
+    def by_slot(result: str, values) -> dict[str, Any]:
+        return dict(zip((slot for slot in axes if slot != result), values, strict=True))
+
+    @primitive.def_abstract_eval
+    def _(*avals, result: str, window: Window, **_):
+        slots = by_slot(result, avals)
+        sizes: dict[str, Any] = {}
+        for slot, aval in slots.items():
+            sizes |= zip(axes[slot], aval.shape, strict=True)
+        sizes |= {"l": window.length, "k": window.kernel_size, "o": window.output_length}
+        dtype = next(aval.dtype for slot, aval in slots.items() if slot != "output")
+        return avals[0].update(
+            shape=tuple(sizes[letter] for letter in axes[result]),
+            dtype=wide(dtype) if widens and result == "output" else dtype,
+            weak_type=False,
+            sharding=sharding.result_sharding(axes, result, avals),
+        )
+
+    def jvp(primals, tangents, *, result: str, devices, **params):
+        slots = by_slot(result, primals)
+        terms = [
+            contract(slots | {slot: tangent}, **params)
+            for slot, tangent in zip(slots, tangents, strict=True)
+            if type(tangent) is not ad.Zero
+        ]
+        # JAX does not ask where every tangent is zero.
+        return contract(slots, **params), functools.reduce(jnp.add, terms)
+
+    def transpose(cotangent, *values, result: str, devices, **params):
+        slots = by_slot(result, values)
+        (linear,) = (slot for slot, value in slots.items() if ad.is_undefined_primal(value))
+        given = {slot: value for slot, value in slots.items() if slot != linear}
+        zero = type(cotangent) is ad.Zero
+        gradient = ad.Zero(slots[linear].aval) if zero else contract(given | {result: cotangent}, **params)
+        return [gradient if slot == linear else None for slot in slots]
+
+    def batched(arrays, dims, *, result: str, devices, **params):
+        return batch(contract, by_slot(result, arrays), by_slot(result, dims), result=result, **params)
+
+    def lowering(platform: str | None, ctx, *operands, result: str, devices, **params):
+        sharded, (out,) = sharding.is_sharded(ctx), ctx.avals_out
+
+        def function(*arrays):
+            if any(type(n) is int and n == 0 for array in arrays for n in array.shape):  # no term in any sum
+                return lax.full(out.shape, 0, out.dtype)
+            slots = by_slot(result, arrays)
+            return compute(slots, result=result, platform=platform, sharded=sharded, **params)
+
+        function = sharding.on_auto_axes(function, out.sharding)
+        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, functools.partial(lowering, None))
+    for platform in PLATFORMS:
+        mlir.register_lowering(primitive, functools.partial(lowering, platform), platform=platform)
+    return contract

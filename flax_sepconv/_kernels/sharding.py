@@ -1,0 +1,117 @@
+"""What is told to XLA's partitioner: each device contracts its own part of groups, batch, multipliers and channels.
+
+XLA finds that out by itself for elementwise work and plain reductions, but it gathers the operand of a Fourier
+transform on every device, whichever axis is sharded, and that of a loop over the batch. The axes along time stay
+whole here; `flax_sepconv.parallel` splits the sequence.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.interpreters import mlir
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
+
+TIME = "lko"
+
+
+def per_device(function: Callable, operands: Sequence[str], result: str) -> Callable:
+    """`function(a, b)`, computed on each device for what that device holds.
+
+    It contracts two arrays over the axes that the result does not have. All axes are named by letters; those of
+    `TIME` stay whole.
+    """
+    everywhere = "".join(dict.fromkeys("".join([*operands, result])))
+    contracted = [axis for axis in everywhere if axis not in result]
+
+    def partition(mesh, arrays, out):
+        split = _split(zip((*operands, result), (*arrays, out), strict=True))
+        summed = tuple(name for axis in contracted for name in split.get(axis, ()))
+
+        def part(a, b):
+            # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
+            with use_abstract_mesh(AbstractMesh((), ())):
+                own = function(a, b)
+                return lax.psum(own, summed) if summed else own
+
+        a, b, out = (
+            NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
+            for axes in (*operands, result)
+        )
+        return mesh, part, out, (a, b)
+
+    sharded = custom_partitioning(function)
+    rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(result)}"
+    whole = tuple(axis for axis in everywhere if axis in TIME)
+    sharded.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
+    return sharded
+
+
+def _split(arrays) -> dict[str, tuple[str, ...]]:
+    """Which mesh axes shard which axis: as the arrays are sharded already, those with a batch first."""
+    split: dict[str, tuple[str, ...]] = {}
+    for axes, array in sorted(arrays, key=lambda pair: "n" not in pair[0]):
+        for axis, names in zip(axes, array.sharding.spec, strict=False):
+            names = (names,) if isinstance(names, str) else tuple(names or ())
+            taken = {name for others in split.values() for name in others}
+            if names and axis not in TIME and axis not in split and not taken & set(names):
+                split[axis] = names
+    return split
+
+
+def is_sharded(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether a program is lowered for several devices, or for a number that JAX does not tell."""
+    return getattr(ctx.module_context.axis_context, "num_devices", None) != 1
+
+
+@functools.cache
+def asks_for_devices():
+    """A parameter for equations whose lowering asks `is_sharded`.
+
+    JAX tells a lowering for how many devices it is only if a primitive that asks for them is in the program, or in a
+    jaxpr among its equations' parameters. This is such a jaxpr.
+    """
+    asks = custom_partitioning(lambda x: x)
+    asks.def_partition(lambda *_: None, sharding_rule="-> ")
+    return jax.make_jaxpr(asks)(jax.ShapeDtypeStruct((), "float32"))
+
+
+def result_sharding(axes: Mapping[str, str], result: str, arrays) -> NamedSharding:
+    """How the slot `result` is sharded along explicit axes, from the types of the other slots' arrays."""
+    operands = [letters for slot, letters in axes.items() if slot != result]
+    split = _split(zip(operands, arrays, strict=True))
+    # Where no mesh is set, only what is sharded knows of one.
+    meshes = [array.sharding.mesh for array in arrays]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+    return NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes[result])))
+
+
+def on_auto_axes(function: Callable, sharding: Any) -> Callable:
+    """`function` with the partition left to XLA inside, and its result sharded as `sharding` says."""
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function
+    return auto_axes(function, out_sharding=sharding)
+
+
+def alike(arrays):
+    """The arrays, under `shard_map` all marked as varying along the mesh axes of any: only then may they meet."""
+    varying = [_varying(jax.typeof(array)) for array in arrays]
+    union = frozenset().union(*varying)
+    return [
+        _vary(array, tuple(union - own)) if union - own else array
+        for array, own in zip(arrays, varying, strict=True)
+    ]
+
+
+def _vary(array, axes: tuple[str, ...]) -> jax.Array:
+    if hasattr(lax, "pcast"):
+        return lax.pcast(array, axes, to="varying")
+    return lax.pvary(array, axes)  # pyright: ignore[reportAttributeAccessIssue]  # JAX 0.8
+
+
+def _varying(aval) -> frozenset[str]:
+    # JAX 0.10 moved what was `vma`.
+    return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma

@@ -1,0 +1,117 @@
+"""The output and the input's gradient as one sum of shifted products, for CPUs and GPUs.
+
+    y[o] = x[o * strides - low] * k[0] + x[o * strides - low + dilation] * k[1] + ...
+
+All taps make one elementwise fusion: each entry of `y` is written once, the samples that it reads are in cache from
+the entries before it, and the lanes of a vector run over the channels. At stride 1 the input's gradient is the same
+sum over the cotangent, with the kernel reversed; at larger strides one sum for all phases.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+from flax_sepconv._kernels import xla
+from flax_sepconv._window import Window
+
+CHAIN = 8
+"""Terms that are added one after the other: for any number of taps the error is XLA's grouped convolution's then."""
+
+
+def output(x, kernel, window: Window, *, rows: int) -> jax.Array:
+    """`(N, L, C)` and `(K, C)` to `(N, O, C)`, from a padded copy of so many time steps, if one is needed."""
+    if window.low or window.high or window.samples > window.length:
+        x = padded(x, window, rows)
+    steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation}
+    return xla.unfused(sums)(x, kernel, **steps)
+
+
+def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1) -> jax.Array:
+    """`count` outputs along the axis `time` of `x`, with which the kernel has all others but the first in common."""
+    starts = tuple(t * dilation for t in range(kernel.shape[0]))
+    shape = (*x.shape[:time], count, *x.shape[time + 1 :])
+    return shifted_sums(x, kernel, shape=shape, starts=starts, stride=stride, time=time)
+
+
+def input_gradient(kernel, cotangent, window: Window, *, rows: int) -> jax.Array:
+    """`(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+    if window.strides > 1:
+        return xla.unfused(strided_input_gradient)(kernel, cotangent, window=window, flat=True)
+    # A call, with the copy that it makes, which is freed soon then.
+    return xla.unfused(output)(cotangent, lax.rev(kernel, (0,)), window=window.transposed(), rows=rows)
+
+
+def strided_input_gradient(kernel, cotangent, *, window: Window, flat: bool) -> jax.Array:
+    """Input sample `i` meets output `o` at tap `t` where `i + low = o * strides + t * dilation`.
+
+    With samples and taps in groups of `strides`, `i + low = r * strides + phase` and `t * dilation = q * strides +
+    phase`, that is output `r - q`: all phases are one sum over groups of taps.
+    """
+    stride, low = window.strides, window.low
+    batch, outputs, channels = cotangent.shape
+    first, last = low // stride, (low + window.length - 1) // stride  # groups of samples
+    count = -(-window.span // stride)  # groups of taps
+    spread = (0, count * stride - window.span, window.dilation - 1)
+    groups = lax.pad(kernel, lax.full_like(kernel, 0, shape=()), [spread, (0, 0, 0)])
+    groups = lax.rev(groups.reshape(count, stride, channels), (0,))
+    before, after = max(count - 1 - first, 0), max(last + 1 - outputs, 0)
+    g = pad(cotangent, before, after, flat)
+    starts = tuple(first - q + before for q in reversed(range(count)))
+    shape = (batch, last + 1 - first, stride, channels)
+    gradient = shifted_sums(g, groups, shape=shape, starts=starts, stride=1)
+    start = low - first * stride
+    return lax.slice_in_dim(lax.collapse(gradient, 1, 3), start, start + window.length, 1, 1)
+
+
+@xla.emitted
+def shifted_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int, time: int = 1):
+    """The sum over taps `t` of `x` along its axis `time`, from `starts[t]` on, times `kernel[t]`.
+
+    Of what the kernel has between time and channels, and `x` has not, each meets all of `x`.
+    """
+    terms = []
+    for t, start in enumerate(starts):
+        first, last, strides = [0] * len(x.shape), [*x.shape], [1] * len(x.shape)
+        first[time], last[time], strides[time] = start, start + (shape[time] - 1) * stride + 1, stride
+        read = ops.slice(x, first, last, strides)
+        if len(x.shape) < len(shape):
+            read = ops.broadcast_in_dim(read, shape, (0, 1, len(shape) - 1))
+        inner = kernel.shape[1:]
+        tap = ops.slice(kernel, (t, *[0] * len(inner)), (t + 1, *inner), [1] * (len(inner) + 1))
+        axes = [axis for axis in range(1, len(shape)) if axis != time]
+        terms.append(ops.mul(read, ops.broadcast_in_dim(ops.reshape(tap, inner), shape, axes)))
+    return summed(terms, ops)
+
+
+def summed(terms: list, ops):
+    """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
+    count = max((len(terms) + CHAIN // 2) // CHAIN, 1)
+    ends = [i * len(terms) // count for i in range(count + 1)]
+    sums = [functools.reduce(ops.add, terms[a:b]) for a, b in itertools.pairwise(ends)]
+    while len(sums) > 1:
+        sums = [functools.reduce(ops.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
+    return sums[0]
+
+
+def padded(x, window: Window, rows: int) -> jax.Array:
+    """The first `rows` time steps that are read, and zeros beyond them."""
+    return pad(x, window.low, max(rows, window.samples) - window.low - x.shape[1], flat=True)
+
+
+def pad(x, before: int, after: int, flat: bool) -> jax.Array:
+    """Zeros around the time steps of `(N, L, C)`; fewer than none take some away.
+
+    `flat` takes time and channels as one axis, over which XLA's CPU backend makes one long loop, twice as fast and
+    four times as fast to compile.
+    """
+    if before == after == 0:
+        return x
+    zero = lax.full_like(x, 0, shape=())
+    if not flat:
+        return lax.pad(x, zero, [(0, 0, 0), (before, after, 0), (0, 0, 0)])
+    _, length, channels = x.shape
+    copy = lax.pad(lax.collapse(x, 1), zero, [(0, 0, 0), (before * channels, after * channels, 0)])
+    return copy.reshape(x.shape[0], before + length + after, channels)

@@ -1,0 +1,72 @@
+"""What the depthwise step means, and its gradients: `lax.conv_general_dilated` with `feature_group_count`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from flax_sepconv._dtypes import wide
+from flax_sepconv._kernels import sharding
+from flax_sepconv._window import Window
+
+
+def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> jax.Array:
+    """The depthwise step, with derivatives of the same convolution, which JAX's own rules transpose and batch.
+
+    `(N, L, C)`, or `(N, C, L)` where `channel_axis` is -2, and `(K, C, M)` to `(N, O, C * M)` or `(N, C * M, O)`.
+    float16 and bfloat16 accumulate in float32.
+    """
+    static = {"window": window, "precision": precision, "channel_axis": channel_axis}
+    convolution = jax.custom_jvp(functools.partial(_convolution, **static))
+
+    # JAX's own derivatives, of as many groups as there are outputs, each of one: where the batch is sharded, XLA
+    # gathers it for the gradients of groups with several outputs.
+    @functools.partial(convolution.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        terms = [
+            convolution(jnp.repeat(a, b.shape[2], channel_axis), b.reshape(b.shape[0], -1, 1))
+            for a, b in [(dx, kernel), (x, dkernel)]
+            if not isinstance(a, SymbolicZero) and not isinstance(b, SymbolicZero)
+        ]
+        return convolution(x, kernel), sum(terms[1:], terms[0])
+
+    return convolution(x.astype(wide(x.dtype)), kernel.astype(wide(kernel.dtype))).astype(x.dtype)
+
+
+def _convolution(x, kernel, *, window: Window, precision, channel_axis: int = -1) -> jax.Array:
+    layout = "NWC" if channel_axis == -1 else "NCW"
+    size, channels, multiplier = kernel.shape
+    return lax.conv_general_dilated(
+        x,
+        kernel.reshape(size, 1, channels * multiplier),
+        window_strides=(window.strides,),
+        padding=[(window.low, window.high)],
+        rhs_dilation=(window.dilation,),
+        dimension_numbers=(layout, "WIO", layout),
+        feature_group_count=channels,
+        precision=precision,
+    )
+
+
+def output(x, kernel, window: Window, *, precision) -> jax.Array:
+    """`(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
+    y = _convolution(x, kernel, window=window, precision=precision)
+    return y.reshape(*y.shape[:2], *kernel.shape[1:])
+
+
+def input_gradient(kernel, cotangent, window: Window, *, precision) -> jax.Array:
+    """`(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+    shape = (cotangent.shape[0], window.length, cotangent.shape[2])
+    x, _ = sharding.alike([lax.full_like(cotangent, 0, shape=shape), cotangent])
+    step = functools.partial(_convolution, kernel=kernel[..., None], window=window, precision=precision)
+    return jax.linear_transpose(step, x)(cotangent)[0]
+
+
+def kernel_gradient(x, cotangent, window: Window, *, precision) -> jax.Array:
+    """`(N, L, C)` and `(N, O, C)` to `(K, C)`."""
+    kernel, _ = sharding.alike([lax.full_like(x, 0, shape=(window.kernel_size, x.shape[2], 1)), x])
+    step = functools.partial(_convolution, x, window=window, precision=precision)
+    return jax.linear_transpose(step, kernel)(cotangent)[0][..., 0]

@@ -1,0 +1,95 @@
+"""Which form runs when: each boundary of the choice, from both sides."""
+
+import pytest
+
+from flax_sepconv._kernels import dispatch
+from flax_sepconv._window import Window
+
+CPU = dispatch.TUNINGS["cpu"]
+GPU = dispatch.TUNINGS["cuda"]
+
+
+def form(result, kernel_size, channels=64, platform="cpu", implementation=None, strides=1):
+    window = Window(4000, kernel_size, strides, 1, 0, 0)
+    return dispatch.plan(result, window, channels, platform, implementation).form
+
+
+BOUNDARIES = [
+    # contraction, sizes, taps from which it is another form, and both forms
+    ("output", {}, CPU.few + 1, "few", "taps"),
+    ("input", {}, CPU.few + 1, "few", "taps"),
+    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
+    ("output", {"strides": 2}, CPU.few + 1, "few", "taps"),
+    ("output", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
+    ("input", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
+    ("output", {}, CPU.blocked_most + 1, "taps", "blocked"),
+    ("output", {"channels": 256}, CPU.blocked_floats // 256, "taps", "blocked"),
+    ("output", {"channels": 256}, CPU.fft_from, "blocked", "fft"),
+    ("output", {"channels": 256, "strides": 2}, 2 * CPU.fft_from, "blocked", "fft"),
+    ("input", {"channels": 256}, CPU.fft_from, "blocked", "fft"),
+    ("output", {"channels": 4}, CPU.fft_unblocked_from, "taps", "fft"),
+    ("input", {"channels": 256, "strides": 2}, CPU.fft_unblocked_from, "taps", "fft"),
+    ("kernel", {}, CPU.fft_kernel_from, "kernel_gradient", "fft"),
+    ("kernel", {"strides": 4}, CPU.fft_unblocked_from, "kernel_gradient", "fft"),
+    ("output", {"platform": "cuda"}, GPU.fft_from, "in_place", "fft"),
+    ("input", {"platform": "rocm", "strides": 2}, GPU.fft_from, "in_place", "fft"),
+    ("kernel", {"platform": "cuda"}, GPU.fft_kernel_from, "in_place", "fft"),
+]
+
+
+@pytest.mark.parametrize(("result", "sizes", "taps", "below", "above"), BOUNDARIES)
+def test_each_boundary(result, sizes, taps, below, above):
+    assert (form(result, taps - 1, **sizes), form(result, taps, **sizes)) == (below, above)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", None])
+@pytest.mark.parametrize("result", ["output", "input", "kernel"])
+def test_a_name_is_heeded_on_every_platform(result, platform):
+    assert form(result, 9, platform=platform, implementation="lax") == "xla_conv"
+    assert form(result, 9, platform=platform, implementation="fourier") == "fft"
+    assert form(result, 999, platform=platform, implementation="taps") in {
+        "in_place",
+        "blocked",
+        "kernel_gradient",
+        "taps",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "channels", "multiplier", "dense"),
+    [
+        (8, 999, 8, True),
+        (9, 999, 8, False),
+        (5, 12, 4, True),
+        (5, 13, 4, False),
+        (6, 2, 4, False),
+        (3, 1, 1, False),
+    ],
+)
+def test_about_as_many_multipliers_as_taps_are_one_dense_convolution(
+    kernel_size, channels, multiplier, dense
+):
+    window = Window(4000, kernel_size, 1, 1, 0, 0)
+    assert dispatch.is_dense(window, channels, multiplier, None) == dense
+    assert not dispatch.is_dense(window, channels, multiplier, "taps")
+
+
+def test_in_float64_where_float32_would_lose_digits():
+    window = Window(4000, 600, 1, 1, 0, 0)
+    plans = {result: dispatch.plan(result, window, 64, "cpu") for result in ("output", "input", "kernel")}
+    assert {result: bool(plan.sizes.get("double")) for result, plan in plans.items()} == {
+        "output": True,
+        "input": True,
+        "kernel": False,
+    }
+
+
+def test_where_nothing_was_measured_it_is_xlas_own():
+    assert {form(result, 9, platform=None) for result in ("output", "input", "kernel")} == {"xla_conv"}
+
+
+def test_the_output_reads_the_copy_that_the_kernels_gradient_reads():
+    window = Window(400, 31, 1, 1, 15, 15)
+    rows = dispatch.kernel_gradient.rows_read(window, **dispatch.plan("kernel", window, 64, "cpu").sizes)
+    for result in ("output", "input"):
+        assert dispatch.plan(result, window, 64, "cpu").sizes == {"rows": rows}
