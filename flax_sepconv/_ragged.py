@@ -1,4 +1,6 @@
-"""Sequences of different lengths in one array: whatever lies beyond a length has no effect.
+"""Several sequences in one array: what is of no sequence, or of another, is as if it were not there.
+
+Of sequences of many lengths:
 
     x[n, t] = 0  for t >= lengths[n]                         before the convolution
     y[n, o] = 0  for o >= config.output_length(lengths)[n]   after the activation
@@ -8,29 +10,76 @@ Only where padding on the left depends on the length, as for `same` with strides
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv import _window, activations
+from flax_sepconv import _packed, _window, activations
 from flax_sepconv._validation import as_integers
 from flax_sepconv.config import SeparableConv1DConfig
 
 
-def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
-    """Refuses lengths that do not fit `x`, and returns them within 0 and the length of `x`."""
+class Sequences(NamedTuple):
+    """An input of several sequences, ready for the convolution, and what is to be done with its output.
+
+    Attributes:
+        x: the input, where what is not of a sequence is zero or is not read.
+        config: the layer's arguments for `x`.
+        runs: of packed rows, the number of the run of each time step, where windows cross from one to the next.
+        kept: which outputs are of a sequence; `None` if all are.
+    """
+
+    x: jax.Array
+    config: SeparableConv1DConfig
+    runs: jax.Array | None = None
+    kept: Any = None
+
+    def masked(self, y: jax.Array) -> jax.Array:
+        """`y` with zeros, and no gradient, where it is of no sequence."""
+        return y if self.kept is None else _where(self.kept, y, self.config)
+
+
+def check(x, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> tuple[Any, Any]:
+    """Refuses lengths and segment ids that do not fit `x`, and returns them."""
+    if lengths is not None and segment_ids is not None:
+        raise ValueError(
+            "`lengths` and `segment_ids` cannot both be given: what is beyond a length is a segment of id 0. Pass "
+            "`segment_ids` alone."
+        )
+    if lengths is not None:
+        lengths = _check_lengths(lengths, x, config)
+        _refuse_mixing("lengths", x, config)
+    if segment_ids is not None:
+        shape = (*x.shape[:-2], x.shape[config.time_axis])
+        segment_ids = _packed.check_segment_ids(segment_ids, shape, config.strides)
+        _refuse_mixing("segment_ids", x, config)
+    return lengths, segment_ids
+
+
+def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> Sequences:
+    """The sequences of `x`, of lengths and segment ids that were checked."""
+    if lengths is not None:
+        real = _steps(lengths, x.shape[config.time_axis])
+        kept = _steps(config.output_length(lengths), config.output_length(x.shape[config.time_axis]))
+        return Sequences(*_in_place(_where(real, x, config), lengths, config), kept=kept)
+    if segment_ids is None:
+        return Sequences(x, config)
+    runs = _packed.run_numbers(segment_ids)
+    form = config.geometry
+    kept = _packed.of_outputs(runs, runs, form["kernel_size"], form["padding"], form["dilation_rate"]) != 0
+    if config.padding == "valid":  # an output that is kept reads one run as it is
+        return Sequences(_where(runs > 0, x, config), config, kept=kept)
+    return Sequences(x, config, runs.reshape(-1, runs.shape[-1]), kept)
+
+
+def _check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
+    """Returns lengths within 0 and the length of `x`."""
     lengths = as_integers("lengths", lengths)
     if lengths.shape != x.shape[:-2]:
         raise ValueError(
             f"`lengths` must have the shape of the batch axes of `x`, {x.shape[:-2]}; got {lengths.shape}."
-        )
-    if activations.mixes(config.activation, config.time_axis, len(x.shape)):
-        raise ValueError(
-            f"`lengths` cannot be used with an `activation` that works along time, as {config.activation!r} does with "
-            f"data_format={config.data_format!r}: all outputs would depend on the padding. Use another data format, or "
-            "activation=None and an activation of your own that knows the lengths."
         )
     length = x.shape[config.time_axis]
     if isinstance(length, int):  # not symbolic
@@ -39,14 +88,25 @@ def check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
     return jnp.clip(_window.signed(jnp.asarray(lengths)), 0, length)
 
 
-def without_padding(x, lengths, config: SeparableConv1DConfig) -> jax.Array:
-    """Returns `x` with zeros, and no gradient, at and beyond its lengths."""
-    steps = lax.broadcasted_iota(lengths.dtype, (*lengths.shape, x.shape[config.time_axis]), lengths.ndim)
-    real = steps < lengths[..., None]
+def _refuse_mixing(argument: str, x, config: SeparableConv1DConfig) -> None:
+    if activations.mixes(config.activation, config.time_axis, len(x.shape)):
+        raise ValueError(
+            f"`{argument}` cannot be used with an `activation` that works along time, as {config.activation!r} does "
+            f"with data_format={config.data_format!r}: all outputs would depend on the padding. Use another data "
+            "format, or activation=None and an activation of your own that knows the sequences."
+        )
+
+
+def _steps(lengths, length) -> jax.Array:
+    """Which of `length` time steps are before the end of each sequence."""
+    return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, length), lengths.ndim) < lengths[..., None]
+
+
+def _where(real, x, config: SeparableConv1DConfig) -> jax.Array:
     return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)
 
 
-def in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, SeparableConv1DConfig]:
+def _in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, SeparableConv1DConfig]:
     """Puts each sequence where its own windows are, and returns the config of what is left to do.
 
     With strides, `same` pads a sequence on the left by an amount that depends on its length.

@@ -21,7 +21,16 @@ from jax import export, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from flax_sepconv import _arguments, _callables, _keras_config, _symbolic, _window, activations, initializers
+from flax_sepconv import (
+    _arguments,
+    _callables,
+    _keras_config,
+    _packed,
+    _symbolic,
+    _window,
+    activations,
+    initializers,
+)
 from flax_sepconv._arguments import check_shape
 from flax_sepconv._keras_object import integer
 from flax_sepconv._messages import shown
@@ -277,6 +286,39 @@ class SeparableConv1DConfig:
                 f"The length must be at least {shortest}."
             )
         return out
+
+    @overload
+    def output_segment_ids(self, segment_ids: jax.Array) -> jax.Array: ...
+    @overload
+    def output_segment_ids(self, segment_ids: np.ndarray | Sequence[Any]) -> np.ndarray: ...
+    def output_segment_ids(self, segment_ids: Any) -> Any:
+        """Returns the segment ids of the output, which are those of the next layer's input.
+
+        Args:
+            segment_ids: integers `(*batch, length)`, as `separable_conv1d` takes them.
+
+        Returns:
+            Ids `(*batch, output_length)`: the same for `padding="same"` and `"causal"`. For `"valid"`, that of the
+            run which the window from there on is within, or 0 where it is within none.
+
+        Raises:
+            ValueError: a layer with strides, or a length that gives no output.
+            TypeError: `segment_ids` are not integers.
+
+        Example:
+            >>> import numpy as np
+            >>> import flax_sepconv as fsc
+            >>> config = fsc.SeparableConv1DConfig(8, 2)
+            >>> config.output_segment_ids(np.array([3, 3, 3, 5, 5, 0]))
+            array([3, 3, 0, 5, 0])
+        """
+        ids = as_integers("segment_ids", segment_ids)
+        if ids.ndim == 0:
+            raise ValueError("`segment_ids` must be (*batch, length); got a single number.")
+        _packed.check_segment_ids(ids, ids.shape, self.strides)
+        self.output_length(ids.shape[-1])  # refuses a length that gives no output
+        runs = _packed.run_numbers(ids)
+        return _packed.of_outputs(ids, runs, self.kernel_size, self.padding, self.dilation_rate)
 
     @overload
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]: ...

@@ -30,6 +30,7 @@ def separable_conv1d(
     config: SeparableConv1DConfig,
     *,
     lengths: ArrayLike | Sequence[int] | None = None,
+    segment_ids: ArrayLike | Sequence[Any] | None = None,
 ) -> jax.Array:
     """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a function.
 
@@ -42,19 +43,23 @@ def separable_conv1d(
         lengths: integers `(*batch,)`: how many samples of each sequence there are. What stands in `x` beyond them
             reaches no output and gets no gradient, even where it is not a number. Lengths below 0 count as 0, and
             those above that of `x` as that of `x`. With `None`, every sequence is as long as `x`.
+        segment_ids: integers `(*batch, length)`: each run of one id in a row is a sequence by itself, and 0 is padding,
+            of which nothing is read or differentiated. `mask.astype(int)` is for padding on the left. At stride 1,
+            instead of `lengths`.
 
     Returns:
         `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
         that is `None`, in the common dtype of `x` and `params`. With `lengths`, each sequence gives what it would
-        give alone, cut to its length, and zeros from `config.output_length(lengths)` on.
+        give alone, cut to its length, and zeros from `config.output_length(lengths)` on. With `segment_ids`, each run
+        gives what it would give alone, from where it starts, and zeros are where `config.output_segment_ids` is 0.
 
     Raises:
         ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
-            channels than the parameters', an output that would be empty, `lengths` of another shape, or
-            `lengths` with an activation that works along time, such as softmax in channels_first; a `dtype` of
-            float64 while JAX's 64-bit mode is off.
+            channels than the parameters', an output that would be empty, `lengths` or `segment_ids` of another shape,
+            both of them, ids with strides, or either with an activation that works along time, such as softmax in
+            channels_first; a `dtype` of float64 while JAX's 64-bit mode is off.
         TypeError: `params` is not a mapping of arrays of real numbers, `config` not a config, `x` not an array of
-            real numbers, or `lengths` not an array of integers.
+            real numbers, or `lengths` or `segment_ids` not integers.
 
     Example:
         >>> import jax
@@ -69,26 +74,17 @@ def separable_conv1d(
     x = check_input(x, config)
     params = check_params(params, x.shape[config.channel_axis], config)
     check_width("dtype", config.dtype)
-    if lengths is not None:
-        lengths = _ragged.check_lengths(lengths, x, config)
+    lengths, segment_ids = _ragged.check(x, config, lengths, segment_ids)
     dtype = config.dtype or _common_dtype(x, *params.values())
     x, depthwise_kernel, pointwise_kernel = (
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
     )
-    step = config
-    if lengths is not None:
-        x, step = _ragged.in_place(_ragged.without_padding(x, lengths, config), lengths, config)
-
+    part = _ragged.sequences(x, config, lengths, segment_ids)
     bias = jnp.asarray(params["bias"], wide(dtype)) if config.use_bias else None
-    y = _kernels.separable(_one_batch_axis(x), depthwise_kernel, pointwise_kernel, bias, **_step(x, step))
-    y = y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
-    y = y.astype(dtype)
-    if lengths is None:
-        return _callables.activated(config, y)
+    y = _kernels.separable(_one_batch_axis(part.x), depthwise_kernel, pointwise_kernel, bias, **_step(part))
+    y = y.reshape(*x.shape[:-2], *y.shape[-2:]).astype(dtype)
     # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
-    out = config.output_length(lengths)
-    y = _callables.activated(config, _ragged.without_padding(y, out, config))
-    return _ragged.without_padding(y, out, config)
+    return part.masked(_callables.activated(config, part.masked(y)))
 
 
 def init_params(key: ArrayLike, in_features: int, config: SeparableConv1DConfig) -> dict[str, jax.Array]:
@@ -137,6 +133,8 @@ def depthwise_conv1d(
     data_format: DataFormat = "channels_last",
     precision: lax.PrecisionLike = None,
     implementation: Implementation | None = None,
+    lengths: ArrayLike | Sequence[int] | None = None,
+    segment_ids: ArrayLike | Sequence[Any] | None = None,
 ) -> jax.Array:
     """Convolves each channel of `x` with its own `depth_multiplier` kernels.
 
@@ -149,6 +147,8 @@ def depthwise_conv1d(
         data_format: `"channels_last"` or `"channels_first"`.
         precision: as in `SeparableConv1DConfig`.
         implementation: `"taps"`, `"fourier"` or `"lax"`, the definition; `None` lets the library choose.
+        lengths: how many samples of each sequence there are, as in `separable_conv1d`.
+        segment_ids: which sequence each sample of packed rows is of, likewise.
 
     Returns:
         `(*batch, output_length, channels * depth_multiplier)`, or with the last two exchanged for
@@ -190,10 +190,12 @@ def depthwise_conv1d(
         raise ValueError(
             f"`kernel` must have as many channels as `x`, {in_features}; got the shape {kernel.shape}."
         )
+    lengths, segment_ids = _ragged.check(x, config, lengths, segment_ids)
     dtype = _common_dtype(x, kernel)
     x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
-    y = _kernels.depthwise(_one_batch_axis(x), kernel, **_step(x, config))
-    return y if x.ndim == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
+    part = _ragged.sequences(x, config, lengths, segment_ids)
+    y = _kernels.depthwise(_one_batch_axis(part.x), kernel, **_step(part))
+    return part.masked(y.reshape(*x.shape[:-2], *y.shape[-2:]))
 
 
 def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
@@ -215,11 +217,13 @@ def _one_batch_axis(x) -> jax.Array:
     return x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:])
 
 
-def _step(x, config: SeparableConv1DConfig) -> dict[str, Any]:
+def _step(part: _ragged.Sequences) -> dict[str, Any]:
     """Returns what the arithmetic must know of a layer besides its arrays."""
+    config = part.config
     return {
-        "window": Window.over(x.shape[config.time_axis], **config.geometry),
+        "window": Window.over(part.x.shape[config.time_axis], **config.geometry),
         "channel_axis": config.channel_axis,
         "precision": config.precision,
         "implementation": config.implementation,
+        "runs": part.runs,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
@@ -175,10 +175,17 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        lengths: ArrayLike | Sequence[int] | None = None,
+        *,
+        segment_ids: ArrayLike | Sequence[Any] | None = None,
+    ) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
-        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
+        `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
         With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
         """
         config = self.config
@@ -189,10 +196,10 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
             params[weight.name] = self.param(weight.name, functools.partial(_draw, weight, config))
         params = noted(params, config)
         if self.decode:
-            refuse_lengths(lengths)
+            refuse_lengths(lengths, segment_ids)
             y = self._stream(params, jnp.asarray(x), config)
         else:
-            y = separable_conv1d(params, x, config, lengths=lengths)
+            y = separable_conv1d(params, x, config, lengths=lengths, segment_ids=segment_ids)
         if self.is_mutable_collection("losses") and not self.is_initializing():
             store_losses(functools.partial(self.sow, "losses"), params, y, config)
         return y

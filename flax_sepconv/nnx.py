@@ -200,20 +200,27 @@ class SeparableConv1D(nnx.Module):
         """
         return cls(in_features, **arguments_of(config) | overrides, rngs=rngs)
 
-    def __call__(self, x: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        lengths: ArrayLike | Sequence[int] | None = None,
+        *,
+        segment_ids: ArrayLike | Sequence[Any] | None = None,
+    ) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
-        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output, as `separable_conv1d` has it.
+        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
+        `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
         With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
         """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
         params = noted(params, config)
         if self.decode:
-            refuse_lengths(lengths)
+            refuse_lengths(lengths, segment_ids)
             y = self._stream(params, x)
         else:
-            y = separable_conv1d(params, x, config, lengths=lengths)
+            y = separable_conv1d(params, x, config, lengths=lengths, segment_ids=segment_ids)
         if self._stores_losses():
             store_losses(lambda name, *args: self.sow(Loss, f"{name}_loss", *args), params, y, config)
         return y

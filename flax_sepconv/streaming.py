@@ -140,8 +140,12 @@ def check_streamable(config: SeparableConv1DConfig, ndim: int = 3) -> None:
         )
 
 
-def refuse_lengths(lengths: object) -> None:
+def refuse_lengths(lengths: object, segment_ids: object = None) -> None:
     """Refuses what a module that streams cannot take."""
+    if segment_ids is not None:
+        raise ValueError(
+            "`segment_ids` cannot be used with decode=True: a stream is one sequence. Start a new stream for each."
+        )
     if lengths is not None:
         raise ValueError(
             "`lengths` cannot be used with decode=True, where sequences have no end yet; got some. Leave out what is "

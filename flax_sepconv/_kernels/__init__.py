@@ -21,30 +21,43 @@ __all__ = ["IMPLEMENTATIONS", "depthwise", "separable"]
 
 
 def depthwise(
-    x, kernel, window: Window, *, channel_axis: int = -1, precision, implementation: str | None
+    x, kernel, window: Window, *, channel_axis: int = -1, precision, implementation: str | None, runs=None
 ) -> jax.Array:
     """The depthwise step.
 
     `(N, L, C)` and `(K, C, M)`, of one dtype, to `(N, O, C * M)`, or channels first if `channel_axis` is -2.
     `precision` is for convolutions and products of matrices, if there are any; `implementation` is one of
-    `IMPLEMENTATIONS`, or `None` for what is fastest. `"lax"` has JAX's own derivatives.
+    `IMPLEMENTATIONS`, or `None` for what is fastest. `"lax"` has JAX's own derivatives. With `runs` `(N, L)`, which
+    number the runs of packed rows and are 0 in padding, a window reads its own run only, in one form for all names.
     """
-    if implementation == "lax":
-        return xla_conv.definition(x, kernel, window, precision, channel_axis)
+    params = {"window": window, "precision": precision, "implementation": implementation}
     slots = {"input": _last(x, channel_axis)[None], "kernel": kernel[None]}
-    y = depthwise_step.contract(slots, window=window, precision=precision, implementation=implementation)[0]
-    return _last(lax.collapse(y, 2), channel_axis)
+    if runs is not None:
+        y = depthwise_step.contract_packed(slots | {"runs": runs[None]}, **params)
+    elif implementation == "lax":
+        return xla_conv.definition(x, kernel, window, precision, channel_axis)
+    else:
+        y = depthwise_step.contract(slots, **params)
+    return _last(lax.collapse(y[0], 2), channel_axis)
 
 
 def separable(
-    x, depthwise_kernel, pointwise_kernel, bias, window: Window, *, channel_axis: int = -1, **params
+    x,
+    depthwise_kernel,
+    pointwise_kernel,
+    bias,
+    window: Window,
+    *,
+    channel_axis: int = -1,
+    runs=None,
+    **params,
 ) -> jax.Array:
     """Both steps, of which no derivative keeps what is between them.
 
     As `depthwise`, with the pointwise kernel `(C * M, F)`, of the same dtype, and the bias `(F,)` of at least
     float32, or `None`: to `(N, O, F)`, in at least float32.
     """
-    if params["implementation"] == "lax":
+    if params["implementation"] == "lax" and runs is None:
         h = depthwise(x, depthwise_kernel, window, channel_axis=channel_axis, **params)
         axes = "noc,cf->nof" if channel_axis == -1 else "nco,cf->nfo"
         dtype, precision = wide(x.dtype), params["precision"]
@@ -52,7 +65,11 @@ def separable(
     else:
         by_channel = pointwise_kernel.reshape(*depthwise_kernel.shape[1:], -1)
         slots = {"input": _last(x, channel_axis), "kernel": depthwise_kernel, "pointwise": by_channel}
-        y = _last(both_steps.contract(slots, window=window, **params), channel_axis)
+        if runs is None:
+            y = both_steps.contract(slots, window=window, **params)
+        else:
+            y = both_steps.contract_packed(slots | {"runs": runs}, window=window, **params)
+        y = _last(y, channel_axis)
     if bias is None:
         return y
     return y + (bias[None, None] if channel_axis == -1 else bias[None, :, None])

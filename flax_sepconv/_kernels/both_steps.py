@@ -25,6 +25,7 @@ from flax_sepconv._kernels import dense, depthwise_step, dispatch, pointwise, pr
 from flax_sepconv._window import Window
 
 AXES = {"input": "nlc", "kernel": "kcm", "pointwise": "cmf", "output": "nof"}
+PACKED_AXES = AXES | {"runs": "nl"}
 
 
 def compute(slots, *, platform: str | None, sharded: bool, window: Window, **params) -> jax.Array:
@@ -39,7 +40,8 @@ def compute(slots, *, platform: str | None, sharded: bool, window: Window, **par
         return _steps(slots, contract=contract, window=window, **params)
     channels, multiplier = slots["kernel"].shape[1:] if "kernel" in slots else slots["pointwise"].shape[:2]
     dtype = next(iter(slots.values())).dtype
-    if dispatch.is_dense(window, channels, multiplier, params["implementation"]) and dtype == wide(dtype):
+    is_dense = dispatch.is_dense(window, channels, multiplier, params["implementation"])
+    if is_dense and dtype == wide(dtype) and "runs" not in slots:
         return dense.compute(slots, params["result"], window, params["precision"], flat=not sharded)
     return _steps(slots, contract=contract, window=window, flat=not sharded, **params)
 
@@ -48,7 +50,7 @@ def _steps(
     slots: Mapping[str, Any], *, result: str, contract: Callable, precision, flat: bool = False, **params
 ) -> jax.Array:
     def step(result: str, *given: str, **more) -> jax.Array:
-        arrays = {slot: slots[slot] for slot in given} | more
+        arrays = {slot: slots[slot] for slot in (*given, "runs") if slot in slots} | more
         grouped = {slot: lax.expand_dims(array, (0,)) for slot, array in arrays.items()}
         return lax.squeeze(contract(grouped, result=result, precision=precision, **params), (0,))
 
@@ -67,14 +69,16 @@ def _steps(
 def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params):
     """A batch of sequences is more batch; of any other, each of the two steps knows what to do."""
     batched = {slot: dim for slot, dim in dims.items() if dim is not None}
-    if {*batched, result} == {"input", "output"}:
+    if {*batched, result} == {"input", "output"} and "runs" not in slots:
         ((slot, dim),) = batched.items()
         value = jnp.moveaxis(slots[slot], dim, 0)
         out = contract(slots | {slot: lax.collapse(value, 0, 2)}, **params)
         return out.reshape(*value.shape[:2], *out.shape[1:]), 0
 
-    one = functools.partial(_steps, result=result, contract=depthwise_step.contract, **params)
+    step = depthwise_step.contract_packed if "runs" in slots else depthwise_step.contract
+    one = functools.partial(_steps, result=result, contract=step, **params)
     return jax.vmap(jax.checkpoint(one), (dims,))(slots), 0
 
 
 contract = primitive.form("separable_conv1d", AXES, compute, _batch, widens=True)
+contract_packed = primitive.form("packed_separable_conv1d", PACKED_AXES, compute, _batch, widens=True)

@@ -26,6 +26,8 @@ from flax_sepconv._kernels import dispatch, primitive, sharding
 from flax_sepconv._window import Window
 
 AXES = {"input": "gnlc", "kernel": "gkcm", "output": "gnocm"}
+PACKED_AXES = AXES | {"runs": "gnl"}
+"""With the run of each time step in packed rows: only terms within a run count."""
 
 
 def compute(
@@ -38,39 +40,39 @@ def compute(
     precision,
     implementation,
 ) -> jax.Array:
-    """The contraction as a platform computes it, from the two arrays that are given."""
-    a, b = (slots[slot] for slot in AXES if slot != result)
+    """The contraction as a platform computes it, from the arrays that are given."""
+    given = [slot for slot in PACKED_AXES if slot in slots]
     channels, multiplier = slots.get("kernel", slots.get("output")).shape[-2:]
-    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation)
+    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, "runs" in slots)
 
-    def one(a, b):
+    def one(a, b, *runs):
         # float16 and bfloat16 are multiplied and accumulated in float32, where their products are exact.
         wide_a, wide_b = a.astype(wide(a.dtype)), b.astype(wide(b.dtype))
-        return dispatch.contraction(plan, result, wide_a, wide_b, window, precision).astype(a.dtype)
+        return dispatch.contraction(plan, result, wide_a, wide_b, window, precision, *runs).astype(a.dtype)
 
-    def function(a, b):
-        if a.shape[0] == 1:
-            return lax.expand_dims(one(lax.squeeze(a, (0,)), lax.squeeze(b, (0,))), (0,))
-        return jax.vmap(one)(a, b)
+    def function(*arrays):
+        if arrays[0].shape[0] == 1:
+            return lax.expand_dims(one(*(lax.squeeze(array, (0,)) for array in arrays)), (0,))
+        return jax.vmap(one)(*arrays)
 
     if sharded and plan.is_local:
-        operands = [axes for slot, axes in AXES.items() if slot != result]
-        function = sharding.per_device(function, operands, AXES[result])
-    return function(a, b)
+        function = sharding.per_device(function, [PACKED_AXES[slot] for slot in given], AXES[result])
+    return function(*(slots[slot] for slot in given))
 
 
 # Into which axis a batch goes, by the slots that have it.
 _FOLDS = {
-    frozenset({"input", "output"}): {"input": 1, "output": 1},
+    frozenset({"input", "output"}): {"input": 1, "output": 1, "runs": 1},
     frozenset({"kernel", "output"}): {"kernel": 3, "output": 4},
-    frozenset(AXES): {"input": 0, "kernel": 0, "output": 0},
+    frozenset(AXES): {"input": 0, "kernel": 0, "output": 0, "runs": 0},
 }
 
 
 def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params):
     batched = {slot: dim for slot, dim in dims.items() if dim is not None}
     size = next(slots[slot].shape[dim] for slot, dim in batched.items())
-    folds = _FOLDS.get(frozenset({*batched, result}), _FOLDS[frozenset(AXES)])
+    own = {"input" if slot == "runs" else slot for slot in batched}  # runs are of the input
+    folds = _FOLDS.get(frozenset({*own, result}), _FOLDS[frozenset(AXES)])
     sizes: dict[str, Any] = {}  # of one of the batch
     folded = {}
     for slot, value in slots.items():
@@ -78,7 +80,7 @@ def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params
             value = jnp.moveaxis(value, batched[slot], 0)
         elif slot in folds:  # an input and a kernel with a batch in common need it in the output too
             value = jnp.broadcast_to(value, (size, *value.shape))
-        sizes |= zip(AXES[slot], value.shape[1:] if slot in folds else value.shape, strict=True)
+        sizes |= zip(PACKED_AXES[slot], value.shape[1:] if slot in folds else value.shape, strict=True)
         if slot in folds:
             axis = folds[slot]
             value = lax.collapse(jnp.moveaxis(value, 0, axis), axis, axis + 2)
@@ -89,3 +91,4 @@ def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params
 
 
 contract = primitive.form("depthwise_conv1d", AXES, compute, _batch, widens=False)
+contract_packed = primitive.form("packed_depthwise_conv1d", PACKED_AXES, compute, _batch, widens=False)

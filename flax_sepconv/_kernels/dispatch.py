@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, taps, xla_conv
+from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, packed, taps, xla_conv
 from flax_sepconv._window import Window
 
 IMPLEMENTATIONS = ("taps", "fourier", "lax")
@@ -88,6 +88,10 @@ TUNINGS: dict[str | None, Tuning] = {
 }
 
 
+PACKED = {"width": 32, "block": 8}
+"""For packed rows: taps of one sum, at most, and time steps of a block of the kernel's gradient, at least."""
+
+
 class Plan(NamedTuple):
     """A form, by the name of its module, and its sizes."""
 
@@ -101,12 +105,20 @@ class Plan(NamedTuple):
 
 
 def plan(
-    result: str, window: Window, channels: int, platform: str | None, implementation: str | None = None
+    result: str,
+    window: Window,
+    channels: int,
+    platform: str | None,
+    implementation: str | None = None,
+    is_packed: bool = False,
 ) -> Plan:
     """The form that computes the slot `result`, of so many channels in the output, on a platform.
 
-    `implementation` is one of `IMPLEMENTATIONS`, or `None` for what was measured as fastest.
+    `implementation` is one of `IMPLEMENTATIONS`, or `None` for what was measured as fastest. Of packed rows there is
+    one form.
     """
+    if is_packed:
+        return Plan("packed", PACKED)
     tuning = TUNINGS.get(platform)
     if implementation is None and tuning and not export.is_symbolic_dim(window.length):
         many = window.kernel_size >= tuning.fourier_from(result, window, channels)
@@ -136,7 +148,7 @@ def is_dense(window: Window, channels: int, multiplier: int, implementation: str
     return columns_fit and implementation is None and not export.is_symbolic_dim(window.length)
 
 
-_MODULES = (few, taps, blocked, kernel_gradient, in_place, fft, xla_conv)
+_MODULES = (few, taps, blocked, kernel_gradient, in_place, packed, fft, xla_conv)
 FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
 
@@ -144,10 +156,11 @@ _NATIVE = (fft.output, fft.input_gradient, fft.kernel_gradient, xla_conv.output)
 """Those that know multipliers. For the others, each channel is there as often as there are multipliers."""
 
 
-def contraction(plan: Plan, result: str, a, b, window: Window, precision) -> jax.Array:
-    """What `plan` says, of two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`."""
+def contraction(plan: Plan, result: str, a, b, window: Window, precision, runs=None) -> jax.Array:
+    """What `plan` says, of two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`, and of runs `(N, L)`."""
     form = getattr(FORMS[plan.form], {"output": "output"}.get(result, f"{result}_gradient"))
-    sizes = {"precision": precision} if plan.form == "xla_conv" else plan.sizes
+    more = {"xla_conv": {"precision": precision}, "packed": {"runs": runs}}
+    sizes = {**plan.sizes, **more.get(plan.form, {})}
     if form in _NATIVE:
         return form(a, b, window, **sizes)
     channels, multiplier = b.shape[-2:]

@@ -19,9 +19,9 @@ TIME = "lko"
 
 
 def per_device(function: Callable, operands: Sequence[str], result: str) -> Callable:
-    """`function(a, b)`, computed on each device for what that device holds.
+    """`function(*arrays)`, computed on each device for what that device holds.
 
-    It contracts two arrays over the axes that the result does not have. All axes are named by letters; those of
+    It contracts the arrays over the axes that the result does not have. All axes are named by letters; those of
     `TIME` stay whole.
     """
     everywhere = "".join(dict.fromkeys("".join([*operands, result])))
@@ -31,17 +31,17 @@ def per_device(function: Callable, operands: Sequence[str], result: str) -> Call
         split = _split(zip((*operands, result), (*arrays, out), strict=True))
         summed = tuple(name for axis in contracted for name in split.get(axis, ()))
 
-        def part(a, b):
+        def part(*arrays):
             # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
             with use_abstract_mesh(AbstractMesh((), ())):
-                own = function(a, b)
+                own = function(*arrays)
                 return lax.psum(own, summed) if summed else own
 
-        a, b, out = (
+        *shardings, out = (
             NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes)))
             for axes in (*operands, result)
         )
-        return mesh, part, out, (a, b)
+        return mesh, part, out, tuple(shardings)
 
     sharded = custom_partitioning(function)
     rule = f"{', '.join(' '.join(axes) for axes in operands)} -> {' '.join(result)}"

@@ -29,6 +29,7 @@ import numpy as np
 
 from flax_sepconv import _arguments, _validation, _window
 from flax_sepconv._keras_object import integer, non_negative
+from flax_sepconv._types import DataFormat
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _state_dict
 
@@ -44,7 +45,7 @@ def from_state_dict(
     strides: int = 1,
     padding: str | int | tuple[int, ...] = "valid",
     dilation_rate: int = 1,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
     depthwise_batch_norm: str | None = None,
     pointwise_batch_norm: str | None = None,
     eps: float = 1e-5,
