@@ -28,7 +28,7 @@ from flax_sepconv.transforms import constrain, constrained, freeze
 if TYPE_CHECKING:
     from flax_sepconv import interop, nnx
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SeparableConv1D",
