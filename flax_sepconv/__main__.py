@@ -113,7 +113,7 @@ def _convert(options: argparse.Namespace, prog: str) -> str:
             raise ValueError(f"{out} is what is read; give another name for the file to write")
         if not os.path.isfile(out):
             raise ValueError(
-                f"{out} is no file that could be replaced; give another name for the file to write"
+                f"{out} is not a file that can be replaced; give another name for the file to write"
             )
         if not options.force:
             raise ValueError(f"{out} exists; --force replaces it")

@@ -252,7 +252,7 @@ def _did_you_mean(name: str, known) -> str:
     near = difflib.get_close_matches(_letters(name[:64]), by_letters, n=3, cutoff=0.5)
     if near:
         return f" Did you mean {' or '.join(repr(by_letters[each]) for each in near)}?"
-    return f" Known are {', '.join(map(repr, sorted(by_letters.values())))}."
+    return f" Known names are {', '.join(map(repr, sorted(by_letters.values())))}."
 
 
 def _letters(name: str) -> str:

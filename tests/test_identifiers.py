@@ -129,7 +129,7 @@ def test_an_object_of_another_kind_is_refused(module):
         (regularizers, "l3", "Did you mean 'l2' or 'l1'?"),
         (regularizers, "L_2", "Did you mean 'l2' or 'l1_l2' or 'l1'?"),
         (constraints, "MaxNom", "Did you mean 'max_norm' or 'min_max_norm'?"),
-        (initializers, "xavier", "Known are 'constant',"),
+        (initializers, "xavier", "Known names are 'constant',"),
         (initializers, "glorot", "Did you mean 'glorot_normal' or 'glorot_uniform'?"),
         (activations, "RELU", "Did you mean 'relu' or"),
         (activations, "sigmiod", "Did you mean 'sigmoid' or"),
@@ -158,7 +158,7 @@ REFUSED_CONFIGS = [
     (
         {"class_name": "mine>L2", "config": {}},
         ValueError,
-        "got 'mine>L2'. Known are 'l1', 'l1_l2', 'l2', 'orthogonal_",
+        "got 'mine>L2'. Known names are 'l1', 'l1_l2', 'l2', 'orthogonal_",
     ),
     ({"class_name": "L2", "config": {}, "registered_name": "mine>L2"}, ValueError, "the config of 'mine>L2'"),
     (
@@ -170,7 +170,7 @@ REFUSED_CONFIGS = [
     (
         {"class_name": "function", "config": "os.system"},
         ValueError,
-        "got 'os.system'. Known are 'l1', 'l1_l2', 'l2', 'orthogonal_",
+        "got 'os.system'. Known names are 'l1', 'l1_l2', 'l2', 'orthogonal_",
     ),
     ({"class_name": "function", "config": {"x": 1}}, TypeError, "a config must have a 'class_name'"),
 ]

@@ -118,7 +118,7 @@ def test_parameters_follow_from_the_rngs_and_differ_by_weight():
         (
             lambda rngs: fsc.layer_configs(nnx.List([fsc.nnx.SeparableConv1D(3, 3, 3, rngs=rngs)]), X),
             TypeError,
-            "calls the model with more arguments; got a List, which is not callable",
+            "with more arguments calls the model; got a List, which is not callable",
         ),
     ],
 )

@@ -43,8 +43,8 @@ def layer_configs_of_nnx(model, args: tuple, kwargs: dict) -> dict[str, Separabl
     else:
         if not callable(model):
             raise TypeError(
-                f"`layer_configs` calls the model with more arguments; got a {type(model).__name__}, which is not "
-                "callable. Leave them out."
+                f"`layer_configs` with more arguments calls the model; got a {type(model).__name__}, which is not "
+                "callable. Leave the arguments out."
             )
         try:
             found = calls(

@@ -77,7 +77,7 @@ def _layer_of(call: Call, stored: Sequence[Stored], root: tuple[str, ...]) -> tu
             f"the weights of {call.config} must be stored as parameters of one layer, under their names; they come "
             f"from {sorted({'/'.join(path) for paths in sources for path in paths})}. Where a wrapper such as "
             "nn.map_variables stores them otherwise, keep it off this layer, or call `fsc.separable_conv1d`, which is "
-            "no layer, with the weights."
+            "not a layer, with the weights."
         )
     (layer,) = layers
     for weight, origin in zip(weights, call.origins, strict=True):

@@ -104,7 +104,7 @@ def test_convert_never_writes_over_what_it_reads(file, out, force, folder, capsy
         (
             "model.keras",
             "saved",
-            "saved is no file that could be replaced; give another name for the file to write",
+            "saved is not a file that can be replaced; give another name for the file to write",
         ),
         ("missing.keras", "out", "missing.keras: No such file or directory"),
     ],
