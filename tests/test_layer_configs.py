@@ -497,7 +497,7 @@ NNX_REFUSED = {
     "ToNNX without parameters": (lambda rngs: bridge.ToNNX(TWICE, rngs=rngs), "must have its parameters; got none"),
     "vmap": (nnx_stack(1), "more than one choice of axes"),
 }  # fmt: skip
-for name in {"SpectralNorm", "WeightNorm"} & set(dir(nnx)):  # of newer Flax
+for name in sorted({"SpectralNorm", "WeightNorm"} & set(dir(nnx))):  # of newer Flax
     NNX_REFUSED[name] = (
         lambda rngs, name=name: getattr(nnx, name)(nnx_conv(rngs), rngs=rngs),
         COMPUTED.format("depthwise_kernel"),
