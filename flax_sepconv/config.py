@@ -181,7 +181,7 @@ class SeparableConv1DConfig:
             for part in ("initializer", "regularizer", "constraint"):
                 check_shape(weight.argument(part), getattr(weight, part), weight.shape)
         check_shape("activity_regularizer", self.activity_regularizer, (1, 1, self.filters))
-        _callables.try_out(self)
+        _callables.try_activation(self)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and _key(self) == _key(other)

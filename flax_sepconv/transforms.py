@@ -12,12 +12,14 @@ replaced by the one that leads to the projection of where the optimizer would ha
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flax_sepconv._callables import projection
+from flax_sepconv import constraints
+from flax_sepconv._callables import projection, try_constraint
 from flax_sepconv._messages import shown
 from flax_sepconv._tree import Configs, Path, Place, leaves_of, places_of, updates_of, weights_of
 
@@ -38,8 +40,9 @@ def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
         A transform without state, whose `update` needs `params`.
 
     Raises:
-        ValueError: on `init` or `update`, if the parameters lack a layer of `configs`; on `update`, if it
-            gets no parameters or a constraint returns another shape.
+        ValueError: on `init` or `update`, if the parameters are not those of `configs` or a constraint returns another
+            shape; on `update`, if it gets no parameters, or updates that are not theirs.
+        TypeError: `configs` is neither a config nor a mapping of them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +59,10 @@ def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
     places = places_of(configs)
 
     def init(params):
-        _check_params(params, places)
+        for path, leaf in _check_params(params, places).items():
+            constraint = places[path].weight.constraint if path in places else None
+            if not (constraint is None or isinstance(constraint, constraints.Constraint)):
+                try_constraint(functools.partial(_projected, places[path]), leaf)
         return optax.EmptyState()
 
     def update(updates, state, params=None, **extra_args):
@@ -180,19 +186,24 @@ def _require(params) -> None:
         raise ValueError("`constrain` needs `params`: call optimizer.update(grads, state, params); got None.")
 
 
-def _check_params(params, places: Mapping[Path, Place]) -> None:
+def _check_params(params, places: Mapping[Path, Place]) -> dict[Path, Any]:
     # `optax.tree_map_params` gives `init` this instead of parameters, to find what in a state is like them.
-    if type(params).__name__ != "_ParamsPlaceholder":
-        weights_of(params, places, hole=optax.MaskedNode)
+    if type(params).__name__ == "_ParamsPlaceholder":
+        return {}
+    return weights_of(params, places, hole=optax.MaskedNode)
+
+
+def _projected(place: Place, w: Any) -> Any:
+    argument, constraint = place.weight.argument("constraint"), place.weight.constraint
+    return place(lambda w: w if constraint is None else projection(argument, constraint, w), w)
 
 
 def _constrained(update, param, place: Place):
-    constraint = place.weight.constraint
-    if constraint is None or not place.config.trainable:
+    if place.weight.constraint is None or not place.config.trainable:
         return update
     # Where `optax.apply_updates` would go, rounded as it rounds.
     target = (param + update).astype(param.dtype)
-    projected = place(functools.partial(projection, place.weight.argument("constraint"), constraint), target)
+    projected = _projected(place, target)
     # An entry that is where it should be keeps its update, so that `param + update` is it to the last bit.
     wide = jnp.promote_types(param.dtype, update.dtype)
     step = projected.astype(wide) - param.astype(wide)

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import flax_sepconv as fsc
+from flax_sepconv._tree import StackedConfig
 
 Config = fsc.SeparableConv1DConfig
 X = jnp.ones((2, 9, 4))
@@ -31,9 +33,9 @@ NO_NUMBERS = [
     (returns(None), TypeError, "got None"),
     (returns(jnp.abs), TypeError, "got "),
     (returns("text"), TypeError, "got 'text'"),
-    (lambda w: (w, w), TypeError, "got a tuple"),
     (lambda w: w * 1j, TypeError, "dtype complex64"),
 ]
+A_PAIR = (lambda w: (w, w), TypeError, "got a tuple")
 OTHER_SHAPES = [
     (jnp.sum, ValueError, r"got an array of the shape \(\) and"),
     (lambda w: w[0], ValueError, "got an array of the shape"),
@@ -42,32 +44,65 @@ OTHER_SHAPES = [
 ]
 
 
-def refused(error, message, make, **arguments):
+def refused(error, message, make, *arguments, **keywords):
     with pytest.raises(error, match=message):
-        make(8, 3, **arguments)
+        make(*arguments, **keywords)
+
+
+WAYS_TO_DRAW = {
+    "function": lambda **arguments: fsc.init_params(jax.random.key(0), 4, Config(8, 3, **arguments)),
+    "linen": lambda **arguments: fsc.SeparableConv1D(8, 3, **arguments).init(jax.random.key(0), X)["params"],
+    "nnx": lambda **arguments: fsc.nnx.SeparableConv1D(4, 8, 3, rngs=nnx.Rngs(0), **arguments),
+}
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-@pytest.mark.parametrize(("function", "error", "came"), NO_NUMBERS + OTHER_SHAPES)
-@pytest.mark.parametrize("make", [Config, fsc.SeparableConv1D])
-def test_initializers_and_constraints_keep_the_shape(part, function, error, came, make):
-    message = f"^`{part}_%s` must return real numbers of the shape .*; .*{came}"
-    refused(error, message % "constraint", make, **{f"{part}_constraint": function})
-    refused(error, message % "initializer", make, **{f"{part}_initializer": initializer(function)})
+@pytest.mark.parametrize(
+    ("function", "error", "came"),
+    [*NO_NUMBERS, *OTHER_SHAPES, (lambda w: (w, w), ValueError, "got an array of the shape")],
+)
+@pytest.mark.parametrize("draw", WAYS_TO_DRAW.values(), ids=WAYS_TO_DRAW)
+def test_initializers_return_the_shape(part, function, error, came, draw):
+    message = f"^`{part}_initializer` must return real numbers of the shape .*; .*{came}"
+    refused(error, message, draw, **{f"{part}_initializer": initializer(function)})
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-@pytest.mark.parametrize(("function", "error", "came"), [*NO_NUMBERS, (jnp.abs, ValueError, "got an array")])
+@pytest.mark.parametrize(("function", "error", "came"), [*NO_NUMBERS, A_PAIR, *OTHER_SHAPES])
+def test_constraints_keep_the_shape(part, function, error, came):
+    message = f"^`{part}_constraint` must return real numbers of the shape .*; .*{came}"
+    transform = fsc.constrain(Config(8, 3, **{f"{part}_constraint": function}))
+    refused(error, message, transform.init, PARAMS)
+    refused(error, message, transform.update, PARAMS, optax.EmptyState(), PARAMS)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+@pytest.mark.parametrize(
+    ("function", "error", "came"), [*NO_NUMBERS, A_PAIR, (jnp.abs, ValueError, "got an array")]
+)
 def test_regularizers_return_a_number(part, function, error, came):
+    message = f"^`{part}_regularizer` must return a real number; .*{came}"
     refused(
-        error,
-        f"^`{part}_regularizer` must return a real number; .*{came}",
-        Config,
-        **{f"{part}_regularizer": function},
+        error, message, fsc.regularization_loss, PARAMS, Config(8, 3, **{f"{part}_regularizer": function})
     )
+    layer = fsc.SeparableConv1D(8, 3, **{f"{part}_regularizer": function})
+    refused(error, message, layer.apply, {"params": PARAMS}, X, mutable=["losses"])
 
 
-@pytest.mark.parametrize(("function", "error", "came"), [*NO_NUMBERS, (jnp.abs, ValueError, "got an array")])
+def test_functions_see_the_layers_of_a_stack_one_by_one():
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, leaf], -1), PARAMS)
+    config = StackedConfig(
+        8, 3, stack_axes=(-1,), pointwise_constraint=lambda w: w[0], depthwise_regularizer=lambda w: w[0, 0]
+    )
+    message = r"^`pointwise_constraint` must return real numbers of the shape \(1, 4, 8\); got .* \(4, 8\)"
+    refused(ValueError, message, fsc.constrain(config).init, stacked)
+    message = r"^`depthwise_regularizer` must return a real number; got an array of the shape \(1,\)"
+    refused(ValueError, message, fsc.regularization_loss, stacked, config)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "came"), [*NO_NUMBERS, A_PAIR, (jnp.abs, ValueError, "got an array")]
+)
 def test_activity_regularizers_return_a_number(function, error, came):
     with pytest.raises(error, match=f"^`activity_regularizer` must return a real number; .*{came}"):
         fsc.activity_loss(X, Config(4, 3, activity_regularizer=function))
@@ -78,6 +113,7 @@ def test_activity_regularizers_return_a_number(function, error, came):
     ("function", "error", "came"),
     [
         *NO_NUMBERS,
+        A_PAIR,
         *OTHER_SHAPES,
         (lambda y: y > 0, TypeError, "dtype bool"),
         (lambda y: y.swapaxes(-1, -2), ValueError, "got an array of the shape"),
@@ -88,7 +124,7 @@ def test_activations_change_no_more_than_channels(data_format, function, error, 
     refused(
         error,
         f"^`activation` must return real numbers of the shape .*any size.*; .*{came}",
-        Config,
+        functools.partial(Config, 8, 3),
         activation=function,
         data_format=data_format,
     )
@@ -110,12 +146,31 @@ def on_values(w):
     return w if jnp.max(w) > 0 else -w
 
 
-@pytest.mark.parametrize("function", [np.tanh, np.asarray, on_values, lambda w: w * float(w[0, 0, 0])])
-def test_functions_that_jax_cannot_trace_are_refused(function):
-    for argument in ("activation", "depthwise_constraint", "pointwise_regularizer"):
-        refused(
-            TypeError, f"^`{argument}` must be a function that JAX can trace", Config, **{argument: function}
-        )
+UNTRACEABLE = [np.tanh, np.asarray, on_values, lambda w: w * float(w.ravel()[0])]
+
+
+@pytest.mark.parametrize("function", UNTRACEABLE)
+def test_activations_that_jax_cannot_trace_are_refused(function):
+    refused(
+        TypeError, "^`activation` must be a function that JAX can trace", Config, 8, 3, activation=function
+    )
+
+
+@pytest.mark.parametrize("function", UNTRACEABLE)
+def test_constraints_that_jax_cannot_trace_work_without_jit(function):
+    transform = fsc.constrain(Config(8, 3, depthwise_constraint=function))
+    state = transform.init(PARAMS)
+    updates, _ = transform.update(PARAMS, state, PARAMS)
+    want = function(2 * PARAMS["depthwise_kernel"])
+    np.testing.assert_allclose(optax.apply_updates(PARAMS, updates)["depthwise_kernel"], want, rtol=1e-6)
+    refused(
+        TypeError,
+        "^`depthwise_constraint` cannot be used with",
+        jax.jit(transform.update),
+        PARAMS,
+        state,
+        PARAMS,
+    )
 
 
 def test_initializers_need_not_be_traceable():
@@ -126,90 +181,47 @@ def test_initializers_need_not_be_traceable():
     assert fsc.init_params(jax.random.key(0), 4, config)["depthwise_kernel"].shape == (3, 4, 1)
 
 
-def test_initializers_may_give_what_they_have():
-    """Values for one number of channels, boxes, lists, truth values."""
-    values = np.arange(12.0).reshape(3, 4, 1)
-    given = [returns(values), returns(jnp.asarray(values)), returns(values.tolist())]
-    for function in given:
-        config = Config(8, 3, depthwise_initializer=initializer(function))
-        np.testing.assert_array_equal(
-            fsc.init_params(jax.random.key(0), 4, config)["depthwise_kernel"], values
-        )
-        with pytest.raises(
-            ValueError, match=r"^`depthwise_initializer` must return .* \(3, 5, 1\); got an array"
-        ):
-            fsc.init_params(jax.random.key(0), 5, config)
-    boxed = nn.with_partitioning(nn.initializers.ones, (None, "channels", None))
-    layer = fsc.SeparableConv1D(8, 3, depthwise_initializer=boxed)
-    assert layer.init(jax.random.key(0), X)["params"]["depthwise_kernel"].names == (None, "channels", None)
-    mask = fsc.nnx.SeparableConv1D(
-        4, 8, 3, depthwise_initializer=initializer(lambda w: w > 0), rngs=nnx.Rngs(0)
-    )
-    np.testing.assert_array_equal(mask.depthwise_kernel[...], jnp.ones((3, 4, 1)))
+@pytest.mark.parametrize("draw", WAYS_TO_DRAW.values(), ids=WAYS_TO_DRAW)
+def test_initializers_may_give_what_they_have(draw):
+    """Arrays of NumPy, and truth values."""
+    for values in (np.arange(12.0).reshape(3, 4, 1), jnp.ones((3, 4, 1), bool)):
+        drawn = draw(depthwise_initializer=initializer(returns(values)))
+        drawn = drawn.depthwise_kernel[...] if isinstance(drawn, nnx.Module) else drawn["depthwise_kernel"]
+        np.testing.assert_array_equal(drawn, values)
+        assert drawn.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("factory", [nn.initializers.lecun_normal, nn.initializers.he_uniform])
 @pytest.mark.parametrize("part", ["depthwise", "pointwise"])
-def test_a_factory_that_was_not_called_is_refused(factory, part):
+@pytest.mark.parametrize("draw", WAYS_TO_DRAW.values(), ids=WAYS_TO_DRAW)
+def test_a_factory_that_was_not_called_is_refused(factory, part, draw):
     message = f"^`{part}_initializer` must return .* Pass what that factory makes, such as"
-    refused(TypeError, message, Config, **{f"{part}_initializer": factory})
-    Config(8, 3, **{f"{part}_initializer": factory()})  # what the message says
+    refused(TypeError, message, draw, **{f"{part}_initializer": factory})
+    draw(**{f"{part}_initializer": factory()})  # what the message says
 
 
-def test_what_cannot_make_a_bias_is_refused():
+@pytest.mark.parametrize("draw", WAYS_TO_DRAW.values(), ids=WAYS_TO_DRAW)
+def test_what_cannot_make_a_weight_is_refused(draw):
     message = (
         r"^`bias_initializer` cannot be used with the shape \(8,\): Can't compute input and output sizes"
     )
-    refused(ValueError, message, Config, bias_initializer=nn.initializers.lecun_normal())
+    refused(ValueError, message, draw, bias_initializer=nn.initializers.lecun_normal())
+    constant = fsc.initializers.Constant([1.0, 2.0, 3.0])
+    refused(ValueError, "^`pointwise_initializer` cannot be used ", draw, pointwise_initializer=constant)
 
 
-def if_wide(wrong):
-    """Right on the arrays that a config knows, wrong on those of eight channels."""
-    return lambda w: wrong(w) if 8 in w.shape[-2:-1] else w
-
-
-def raises(w):
-    raise ValueError("not this one")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [(lambda w: w[:1, :1], "must return"), (raises, r"cannot be .*\(.*\): not this one")],
-)
-def test_what_goes_wrong_with_the_real_sizes_names_the_argument(wrong, message):
-    wide = jnp.ones((2, 9, 8))
-    config = Config(5, 3, depthwise_initializer=initializer(if_wide(wrong)))
-    for init in (
-        lambda: fsc.init_params(jax.random.key(0), 8, config),
-        lambda: fsc.SeparableConv1D(5, 3, depthwise_initializer=initializer(if_wide(wrong))).init(
-            jax.random.key(0), wide
-        ),
-        lambda: fsc.nnx.SeparableConv1D(
-            8, 5, 3, depthwise_initializer=initializer(if_wide(wrong)), rngs=nnx.Rngs(0)
-        ),
-    ):
-        with pytest.raises(ValueError, match=f"^`depthwise_initializer` {message}"):
-            init()
-    config = Config(5, 3, activation=lambda y: wrong(y) if y.shape[-2] == 6 else y)
-    params = fsc.init_params(jax.random.key(0), 8, config)
-    assert fsc.separable_conv1d(params, wide, config).shape == (2, 7, 5)
-    with pytest.raises(ValueError, match=f"^`activation` {message}"):
-        fsc.separable_conv1d(params, wide[:, :8], config)
-
-
-def test_constraints_and_regularizers_are_checked_on_the_real_weights():
-    config = Config(8, 3, pointwise_constraint=lambda w: w[:, :3])
-    transform = fsc.constrain(config)
-    with pytest.raises(
-        ValueError, match=r"^`pointwise_constraint` must return real numbers of the shape \(1, 4, 8\)"
-    ):
-        transform.update(PARAMS, transform.init(PARAMS), PARAMS)
-    config = Config(8, 3, pointwise_regularizer=lambda w: jnp.sum(w) if w.shape[1] < 3 else w)
-    with pytest.raises(ValueError, match=r"^`pointwise_regularizer` must return a real number; got an array"):
-        fsc.regularization_loss(PARAMS, config)
-    layer = fsc.SeparableConv1D(8, 3, pointwise_regularizer=config.pointwise_regularizer)
-    with pytest.raises(ValueError, match=r"^`pointwise_regularizer` must return a real number; got an array"):
-        layer.apply({"params": PARAMS}, X, mutable=["losses"])
+@pytest.mark.parametrize("wrong", [lambda y: y[:1, :1], lambda y: jnp.dot(y, jnp.ones(7))])
+def test_an_activation_that_fails_on_real_sizes_is_named(wrong):
+    config = Config(8, 3, activation=lambda y: wrong(y) if y.shape[-2] == 6 else y)
+    assert fsc.separable_conv1d(PARAMS, X, config).shape == (2, 7, 8)
+    refused(
+        (ValueError, TypeError),
+        "^`activation` (must return|cannot be)",
+        fsc.separable_conv1d,
+        PARAMS,
+        X[:, :8],
+        config,
+    )
 
 
 MODULES = {
@@ -228,9 +240,14 @@ MODULES = {
 )
 def test_modules_with_parameters_are_refused(module, make):
     message = "^`activation` cannot be a module of flax.* with parameters .* Use it as a layer after this one"
-    refused(TypeError, message, make, activation=module())
+    refused(TypeError, message, make, 8, 3, activation=module())
     refused(
-        TypeError, "^`bias_constraint` cannot be a module .* Pass a function", make, bias_constraint=module()
+        TypeError,
+        "^`bias_constraint` cannot be a module .* Pass a function",
+        make,
+        8,
+        3,
+        bias_constraint=module(),
     )
 
 
@@ -249,5 +266,5 @@ def test_a_function_is_tried_once():
 
     for _ in range(3):
         Config(8, 3, activation=function)
-    assert shapes == [(2, 3, 8)]
+    assert shapes == [(2, 4, 8)]
     assert math.isfinite(fsc.separable_conv1d(PARAMS, X, Config(8, 3, activation=function)).sum())
