@@ -22,7 +22,7 @@ from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.functional import depthwise_conv1d, init_params, separable_conv1d
 from flax_sepconv.linen import SeparableConv1D, SeparableConvolution1D
 from flax_sepconv.losses import activity_loss, regularization_loss
-from flax_sepconv.streaming import init_stream, stream_step
+from flax_sepconv.streaming import init_stream, stream_latency, stream_step
 from flax_sepconv.transforms import constrain, constrained, freeze
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
     "regularization_loss",
     "regularizers",
     "separable_conv1d",
+    "stream_latency",
     "stream_step",
 ]
 

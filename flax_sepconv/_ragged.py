@@ -38,7 +38,7 @@ class Sequences(NamedTuple):
 
     def masked(self, y: jax.Array) -> jax.Array:
         """`y` with zeros, and no gradient, where it is of no sequence."""
-        return y if self.kept is None else _where(self.kept, y, self.config)
+        return y if self.kept is None else where(self.kept, y, self.config)
 
 
 def check(x, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> tuple[Any, Any]:
@@ -61,16 +61,16 @@ def check(x, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> t
 def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> Sequences:
     """The sequences of `x`, of lengths and segment ids that were checked."""
     if lengths is not None:
-        real = _steps(lengths, x.shape[config.time_axis])
-        kept = _steps(config.output_length(lengths), config.output_length(x.shape[config.time_axis]))
-        return Sequences(*_in_place(_where(real, x, config), lengths, config), kept=kept)
+        real = steps(lengths, x.shape[config.time_axis])
+        kept = steps(config.output_length(lengths), config.output_length(x.shape[config.time_axis]))
+        return Sequences(*_in_place(where(real, x, config), lengths, config), kept=kept)
     if segment_ids is None:
         return Sequences(x, config)
     runs = _packed.run_numbers(segment_ids)
     form = config.geometry
     kept = _packed.of_outputs(runs, runs, form["kernel_size"], form["padding"], form["dilation_rate"]) != 0
     if config.padding == "valid":  # an output that is kept reads one run as it is
-        return Sequences(_where(runs > 0, x, config), config, kept=kept)
+        return Sequences(where(runs > 0, x, config), config, kept=kept)
     return Sequences(x, config, runs.reshape(-1, runs.shape[-1]), kept)
 
 
@@ -97,12 +97,20 @@ def _refuse_mixing(argument: str, x, config: SeparableConv1DConfig) -> None:
         )
 
 
-def _steps(lengths, length) -> jax.Array:
-    """Which of `length` time steps are before the end of each sequence."""
-    return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, length), lengths.ndim) < lengths[..., None]
+def steps(lengths, length, position=None) -> jax.Array:
+    """Which of `length` time steps are of each sequence, before its end.
+
+    With `position`, the first of them is that number of its sequence; what is before number 0 is not of it.
+    """
+    numbers = lax.broadcasted_iota(lengths.dtype, (*lengths.shape, length), lengths.ndim)
+    if position is None:
+        return numbers < lengths[..., None]
+    numbers = numbers + position[..., None]
+    return (numbers >= 0) & (numbers < lengths[..., None])
 
 
-def _where(real, x, config: SeparableConv1DConfig) -> jax.Array:
+def where(real, x, config: SeparableConv1DConfig) -> jax.Array:
+    """`x` with zeros, and no gradient, at the time steps that are not real."""
     return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)
 
 

@@ -87,14 +87,19 @@ def check_key(argument: str, key: Any) -> None:
 
 def check_input(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarray:
     """Returns the input as an array; refuses what the layer cannot take."""
+    x = check_axes(x, config)
+    config.output_length(x.shape[config.time_axis])  # refuses a length that gives no output
+    return x
+
+
+def check_axes(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarray:
+    """Returns the input as an array, of whatever length; refuses one without time and channels."""
     x = as_real("x", x)
     axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
     if len(x.shape) < 2:
         raise ValueError(f"`x` must be {axes}; got the shape {x.shape}.")
-    length, channels = x.shape[config.time_axis], x.shape[config.channel_axis]
-    if channels == 0:
+    if x.shape[config.channel_axis] == 0:
         raise ValueError(f"`x` must be {axes} with at least one channel; got the shape {x.shape}.")
-    config.output_length(length)  # refuses a length that gives no output
     return x
 
 

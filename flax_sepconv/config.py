@@ -239,6 +239,59 @@ class SeparableConv1DConfig:
         """The axis of time, counted from the end."""
         return -3 - self.channel_axis
 
+    @property
+    def latency(self) -> int:
+        """How many samples the outputs of a stream come late: what a window of `"same"` reads after its own sample.
+
+        It is 0 for `"causal"` and `"valid"`. A stream of `"same"` with strides does not exist, and raises.
+
+        Example:
+            >>> import flax_sepconv as fsc
+            >>> fsc.SeparableConv1DConfig(64, 5, padding="same", dilation_rate=3).latency
+            6
+        """
+        if self.padding == "same" and self.strides != 1:
+            raise ValueError(
+                f"a stream of padding='same' must have strides=1, since where windows are depends on the length of the "
+                f"sequence; got strides={self.strides}. Use padding='causal' or 'valid'."
+            )
+        return _window.padding_amounts(1, **self.geometry)[1]
+
+    @overload
+    def output_position(self, position: None) -> None: ...
+    @overload
+    def output_position(self, position: int) -> int: ...
+    @overload
+    def output_position(self, position: jax.Array) -> jax.Array: ...
+    @overload
+    def output_position(self, position: np.ndarray | Sequence[int]) -> np.ndarray: ...
+    def output_position(self, position: Any) -> Any:
+        """Position of a chunk's outputs in their sequence: the `position` of the next layer's chunk in a stream.
+
+        Args:
+            position: number of the chunk's first sample in its sequence, negative before the first; an integer,
+                integers in an array or a list, or `None` for unknown.
+
+        Returns:
+            `(position - latency) / strides`, rounded down, as the same kind as came; an array for a list.
+
+        Raises:
+            ValueError: the layer cannot be streamed (see `latency`).
+            TypeError: `position` is not an integer.
+
+        Example:
+            >>> import flax_sepconv as fsc
+            >>> fsc.SeparableConv1DConfig(64, 5, padding="same").output_position(100)
+            98
+        """
+        if position is None:
+            return None
+        if isinstance(position, str | bool | numbers.Number):
+            position = integer("position", position)
+        else:
+            position = _window.signed(as_integers("position", position))
+        return (position - self.latency) // self.strides
+
     @overload
     def output_length(self, length: None) -> None: ...
     @overload

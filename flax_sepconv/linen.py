@@ -20,11 +20,11 @@ from jax.typing import ArrayLike, DTypeLike
 from flax_sepconv import _arguments, _callables
 from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
-from flax_sepconv._validation import check_input, check_width
+from flax_sepconv._validation import check_axes, check_input, check_width
 from flax_sepconv.config import SeparableConv1DConfig, Weight, arguments_of, short_repr
 from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
-from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
+from flax_sepconv.streaming import check_places, check_streamable, init_stream, stream_step
 
 __all__ = ["SeparableConv1D", "SeparableConvolution1D"]
 
@@ -43,10 +43,10 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
     Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
     of `separable_conv1d`, by the same names.
 
-    With `decode=True` the layer, which has to be causal, takes a sequence chunk by chunk and keeps the state of
-    `stream_step` in the collection `cache`: make that mutable, and give each call the `cache` that the one before
-    returned. A call without one starts a new stream; `init` makes the state before the first chunk. The cache is that
-    of one place in a model: a layer that is called in several places of it cannot stream.
+    With `decode=True` the layer takes a sequence chunk by chunk, as `stream_step` does, and keeps the state in the
+    collection `cache`: make that mutable, and give each call the `cache` that the one before returned. A call without
+    one starts a new stream; `init` makes the state before the first chunk, `cache["inputs"]` of the layer. The cache is
+    that of one place in a model: a layer that is called in several places of it cannot stream.
 
     When the collection `losses` is mutable, a call stores there what Keras's `layer.losses` would hold: the term
     of each regularized weight, once however often the layer is called, and the term of the output, once a call.
@@ -181,23 +181,24 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         lengths: ArrayLike | Sequence[int] | None = None,
         *,
         segment_ids: ArrayLike | Sequence[Any] | None = None,
+        position: ArrayLike | Sequence[int] | None = None,
     ) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
         `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
-        With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
+        With `decode=True`, `x` is the next chunk of a stream; `position` and `lengths` are those of `stream_step`.
         """
         config = self.config
         check_width("param_dtype", config.param_dtype)
         params = {}
-        x = check_input(x, config)
+        x = check_axes(x, config) if self.decode else check_input(x, config)
         for weight in config.weights(x.shape[config.channel_axis]):
             params[weight.name] = self.param(weight.name, functools.partial(_draw, weight, config))
         params = noted(params, config)
+        check_places(self.decode, position, segment_ids)
         if self.decode:
-            refuse_lengths(lengths, segment_ids)
-            y = self._stream(params, jnp.asarray(x), config)
+            y = self._stream(params, jnp.asarray(x), config, position=position, lengths=lengths)
         else:
             y = separable_conv1d(params, x, config, lengths=lengths, segment_ids=segment_ids)
         if self.is_mutable_collection("losses") and not self.is_initializing():
@@ -205,7 +206,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         return y
 
     def _stream(
-        self, params: Mapping[str, jax.Array], x: jax.Array, config: SeparableConv1DConfig
+        self, params: Mapping[str, jax.Array], x: jax.Array, config: SeparableConv1DConfig, **where: Any
     ) -> jax.Array:
         of_stream = x.shape[:-2], x.shape[config.channel_axis], x.dtype
         if not (self.is_mutable_collection("cache") or self.is_initializing()):
@@ -214,7 +215,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
                 "`y, cache = model.apply({'params': params, **cache}, x, mutable=['cache'])`."
             )
         cache = self.variable("cache", "inputs", init_stream, config, *of_stream)
-        y, state = stream_step(params, x, cache.value, config)
+        y, state = stream_step(params, x, cache.value, config, **where)
         if not self.is_initializing():
             cache.value = state
         return y

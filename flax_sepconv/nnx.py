@@ -28,7 +28,7 @@ from flax_sepconv._validation import check_width
 from flax_sepconv.config import SeparableConv1DConfig, arguments_of
 from flax_sepconv.functional import as_initial, separable_conv1d
 from flax_sepconv.losses import store_losses
-from flax_sepconv.streaming import check_streamable, init_stream, refuse_lengths, stream_step
+from flax_sepconv.streaming import check_places, check_streamable, init_stream, stream_step
 
 __all__ = ["Loss", "SeparableConv1D", "SeparableConvolution1D", "layer_configs"]
 
@@ -49,10 +49,10 @@ class SeparableConv1D(nnx.Module):
     Nothing is computed for it otherwise. In a Flax that has no `nnx.capture` yet every call stores them, for
     `nnx.pop(model, fsc.nnx.Loss)` to take out, as `Module.sow` does there.
 
-    With `decode=True` the layer, which has to be causal, takes a sequence chunk by chunk. It keeps the state of
-    `stream_step` in an `nnx.Cache`, which `init_cache` makes at the start of each stream. A model that was trained
-    without is switched by `model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)`. The cache is that of one place
-    in a model: a layer that is called in several places of it cannot stream.
+    With `decode=True` the layer takes a sequence chunk by chunk, as `stream_step` does. It keeps the state in `cache`,
+    an `nnx.Cache`, which `init_cache` makes at the start of each stream. A model that was trained without is switched
+    by `model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)`. The cache is that of one place in a model: a layer
+    that is called in several places of it cannot stream.
 
     Args:
         in_features: number of input channels, before Keras's arguments.
@@ -206,19 +206,20 @@ class SeparableConv1D(nnx.Module):
         lengths: ArrayLike | Sequence[int] | None = None,
         *,
         segment_ids: ArrayLike | Sequence[Any] | None = None,
+        position: ArrayLike | Sequence[int] | None = None,
     ) -> jax.Array:
         """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
 
         With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
         `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
-        With `decode=True`, `x` is the next chunk of a stream, as `stream_step` has it.
+        With `decode=True`, `x` is the next chunk of a stream; `position` and `lengths` are those of `stream_step`.
         """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
         params = noted(params, config)
+        check_places(self.decode, position, segment_ids)
         if self.decode:
-            refuse_lengths(lengths, segment_ids)
-            y = self._stream(params, x)
+            y = self._stream(params, x, position=position, lengths=lengths)
         else:
             y = separable_conv1d(params, x, config, lengths=lengths, segment_ids=segment_ids)
         if self._stores_losses():
@@ -234,12 +235,12 @@ class SeparableConv1D(nnx.Module):
         """
         self.cache = nnx.Cache(init_stream(self.config, batch_shape, self.in_features, dtype))
 
-    def _stream(self, params: Mapping[str, jax.Array], x: ArrayLike) -> jax.Array:
+    def _stream(self, params: Mapping[str, jax.Array], x: ArrayLike, **where: Any) -> jax.Array:
         if not hasattr(self, "cache"):
             raise ValueError(
                 "with decode=True, call `init_cache(batch_shape)` of each layer before the first chunk of a stream."
             )
-        y, state = stream_step(params, x, self.cache[...], self.config)
+        y, state = stream_step(params, x, self.cache[...], self.config, **where)
         self.cache[...] = state
         return y
 

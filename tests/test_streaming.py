@@ -16,61 +16,126 @@ import flax_sepconv as fsc
 from tests import reference
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def step(params, x, state, config):
-    return fsc.stream_step(params, x, state, config)
+@functools.partial(jax.jit, static_argnames="config")
+def step(params, x, state, config, position=None, lengths=None):
+    return fsc.stream_step(params, x, state, config, position=position, lengths=lengths)
+
+
+def streamable(**fixed):
+    """Layers that stream, of every geometry, with parameters and an input."""
+    layers = reference.layers(batch_axes=st.integers(0, 2), activation="tanh", **fixed)
+    return layers.filter(lambda layer: layer[0].padding != "same" or layer[0].strides == 1)
+
+
+def lead(config):
+    """How many samples stand in front of a stream of `"valid"`."""
+    span = (config.kernel_size - 1) * config.dilation_rate + 1
+    return max(span - config.strides, 0) if config.padding == "valid" else 0
+
+
+def padded(x, config, before=0, after=0, value=0.0):
+    """`x` with more time steps."""
+    amounts = [(0, 0)] * x.ndim
+    amounts[config.time_axis] = (before, after)
+    return np.pad(x, amounts, constant_values=value)
 
 
 @settings(max_examples=12)
-@given(reference.layers(padding="causal", batch_axes=st.integers(0, 2), activation="tanh"), st.data())
+@given(streamable(), st.data())
 def test_chunks_joined_are_the_whole(layer, data):
+    """From a first state of zeros, or for `"valid"` of any samples, and `latency` steps late."""
     config, params, x = layer
     axis = config.time_axis
     x = np.repeat(x, config.strides, axis=axis)
-    steps = x.shape[axis] // config.strides
-    cuts = sorted(data.draw(st.sets(st.integers(1, steps - 1), max_size=3))) if steps > 1 else []
     state = fsc.init_stream(config, x.shape[:-2], x.shape[config.channel_axis])
-    shape, outputs = state.shape, []
+    shape, whole = state.shape, x
+    if config.padding == "valid":
+        state = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        whole = np.concatenate([state, x], axis)
+    expected = np.tanh(reference.separable(params, whole, config))
+    x = padded(x, config, after=config.latency)
+    steps = x.shape[axis] // config.strides
+    cuts = sorted(data.draw(st.sets(st.integers(1, steps - 1), max_size=2))) if steps > 1 else []
+    outputs = []
     for chunk in np.split(x, [cut * config.strides for cut in cuts], axis):
         y, state = step(params, chunk, state, config)
         assert (state.shape, state.dtype) == (shape, np.float32)
         outputs.append(y)
-    expected = np.tanh(reference.separable(params, x, config))
+    late = np.take(np.concatenate(outputs, axis), np.arange(config.latency, steps), axis)
+    np.testing.assert_allclose(late, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=12)
+@given(streamable(), st.data())
+def test_streams_that_begin_and_end_at_different_times(layer, data):
+    """Each gives what it gives alone, in zeros, whatever stands before its first sample and after its last."""
+    config, params, x = layer
+    axis, batch, strides = config.time_axis, x.shape[:-2], config.strides
+    longest, size = x.shape[axis], int(np.prod(batch))
+    lengths = np.reshape(data.draw(st.lists(st.integers(0, longest), min_size=size, max_size=size)), batch)
+    starts = np.reshape(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)), batch) * strides
+    chunk = strides * data.draw(st.integers(1, 4))
+    chunks = -(-(longest + config.latency + 3 * strides) // chunk)
+
+    fed = np.full_like(padded(x, config, after=chunks * chunk - longest), np.nan)
+    expected = np.zeros(config.output_shape(padded(fed, config, lead(config)).shape))
+    for i in np.ndindex(batch):
+        one = np.take(x[i], np.arange(lengths[i]), axis)
+        np.moveaxis(fed[i], axis, 0)[starts[i] : starts[i] + lengths[i]] = np.moveaxis(one, axis, 0)
+        one = padded(one, config, lead(config))
+        out = int(config.output_length(np.array([one.shape[axis]]))[0])
+        if out:
+            first = starts[i] // strides + config.latency
+            y = np.tanh(reference.separable(params, one, config))
+            np.moveaxis(expected[i], axis, 0)[first : first + out] = np.moveaxis(y, axis, 0)
+
+    state, outputs = fsc.init_stream(config, batch, x.shape[config.channel_axis]), []
+    for number, part in enumerate(np.split(fed, chunks, axis)):
+        y, state = step(params, part, state, config, number * chunk - starts, lengths)
+        outputs.append(y)
     np.testing.assert_allclose(np.concatenate(outputs, axis), expected, rtol=0, atol=1e-5)
 
 
-def scanned(params, x, config, chunk):
+def scanned(params, x, config, chunk, **ends):
     """The layer over `(length, channels)` or `(channels, length)` in chunks, as a `lax.scan`."""
-    axis = config.time_axis
-    chunks = jnp.moveaxis(x, axis, 0).reshape(-1, chunk, x.shape[config.channel_axis])
+    axis, length = config.time_axis, x.shape[config.time_axis]
+    x = jnp.moveaxis(x, axis, 0)
+    x = jnp.pad(x, ((0, -(-(length + config.latency) // chunk) * chunk - length), (0, 0)))
+    chunks = x.reshape(-1, chunk, x.shape[1])
     chunks = chunks if config.channel_axis == -1 else chunks.swapaxes(1, 2)
 
-    def body(state, x):
-        y, state = fsc.stream_step(params, x, state, config)
-        return state, y
+    def body(carry, x):
+        state, position = carry
+        where = {"position": position, **ends} if ends else {}
+        y, state = fsc.stream_step(params, x, state, config, **where)
+        return (state, position + chunk), y
 
-    _, ys = jax.lax.scan(body, fsc.init_stream(config, (), x.shape[config.channel_axis]), chunks)
-    y = jnp.moveaxis(ys, axis, 1)
-    return jnp.moveaxis(y.reshape(-1, config.filters), 0, axis)
+    _, ys = jax.lax.scan(body, (fsc.init_stream(config, (), x.shape[1]), 0), chunks)
+    y = jnp.moveaxis(ys, axis, 1).reshape(-1, config.filters)[config.latency :]
+    return jnp.moveaxis(y[: config.output_length(length + lead(config))], 0, axis)
 
 
 @pytest.mark.parametrize(
     "config",
     [
         fsc.SeparableConv1DConfig(3, 4, padding="causal", strides=2, depth_multiplier=2, activation="tanh"),
-        fsc.SeparableConv1DConfig(3, 3, padding="causal", dilation_rate=3, data_format="channels_first"),
+        fsc.SeparableConv1DConfig(3, 3, padding="same", dilation_rate=3, data_format="channels_first"),
+        # No derivative at 0, which is what stands beyond the end before the activation.
+        fsc.SeparableConv1DConfig(3, 3, padding="same", activation=lambda z: jnp.sqrt(abs(z))),
     ],
 )
-def test_gradients_flow_through_the_state(config):
+@pytest.mark.parametrize("lengths", [None, 17])
+def test_gradients_flow_through_the_state(config, lengths):
     """Those of a scan over chunks that are shorter than the receptive field are those of the whole."""
     params = fsc.init_params(jax.random.key(0), 2, config)
     x = jax.random.normal(jax.random.key(1), (24, 2) if config.channel_axis == -1 else (2, 24))
+    ends = {} if lengths is None else {"lengths": lengths}
     functions = (
-        lambda params, x: scanned(params, x, config, 4),
-        lambda params, x: fsc.separable_conv1d(params, x, config),
+        lambda params, x: scanned(params, x, config, 4, **ends),
+        lambda params, x: fsc.separable_conv1d(params, x, config, **ends),
     )
     got, expected = (
-        jax.jit(jax.grad(lambda params, x, f=f: jnp.sum(jnp.sin(f(params, x))), (0, 1)))(params, x)
+        jax.jit(jax.value_and_grad(lambda params, x, f=f: jnp.sum(jnp.sin(f(params, x))), (0, 1)))(params, x)
         for f in functions
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
