@@ -1,5 +1,6 @@
-"""Chunk by chunk, a causal layer gives what it gives on the whole sequence."""
+"""Chunk by chunk, a layer gives what it gives on the whole sequence, and so does a model of several."""
 
+import dataclasses
 import functools
 import re
 
@@ -115,16 +116,24 @@ def scanned(params, x, config, chunk, **ends):
     return jnp.moveaxis(y[: config.output_length(length + lead(config))], 0, axis)
 
 
+SAME = fsc.SeparableConv1DConfig(3, 3, padding="same", dilation_rate=3, data_format="channels_first")
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("config", "lengths"),
     [
-        fsc.SeparableConv1DConfig(3, 4, padding="causal", strides=2, depth_multiplier=2, activation="tanh"),
-        fsc.SeparableConv1DConfig(3, 3, padding="same", dilation_rate=3, data_format="channels_first"),
-        # No derivative at 0, which is what stands beyond the end before the activation.
-        fsc.SeparableConv1DConfig(3, 3, padding="same", activation=lambda z: jnp.sqrt(abs(z))),
+        (
+            fsc.SeparableConv1DConfig(
+                3, 4, padding="causal", strides=2, depth_multiplier=2, activation="tanh"
+            ),
+            None,
+        ),
+        (SAME, None),
+        (SAME, 17),
+        # No derivative at 0, which is what stands beyond the ends before the activation.
+        (fsc.SeparableConv1DConfig(3, 3, padding="same", activation=lambda z: jnp.sqrt(abs(z))), 17),
     ],
 )
-@pytest.mark.parametrize("lengths", [None, 17])
 def test_gradients_flow_through_the_state(config, lengths):
     """Those of a scan over chunks that are shorter than the receptive field are those of the whole."""
     params = fsc.init_params(jax.random.key(0), 2, config)
@@ -177,6 +186,170 @@ def test_the_state_is_the_last_inputs_in_their_dtype():
     y, state = fsc.stream_step(PARAMS, x, fsc.init_stream(CONFIG, (2,), 3, jnp.bfloat16), CONFIG)
     np.testing.assert_array_equal(state, x[:, -2:])
     np.testing.assert_array_equal(y, fsc.separable_conv1d(PARAMS, x, CONFIG))
+
+
+# ---- Models of several layers -----------------------------------------------------------------------------
+
+
+@st.composite
+def stacks(draw):
+    """Configs of layers one after another, and of those that keep shapes whether they are residual."""
+    layers = []
+    for _ in range(draw(st.integers(2, 3))):
+        layer = reference.configs(data_format="channels_last", activation="gelu", filters=4)
+        config = draw(layer.filter(lambda config: config.padding != "same" or config.strides == 1))
+        layers.append((config, config.padding != "valid" and config.strides == 1 and draw(st.booleans())))
+    return layers
+
+
+def stack(layers, calls, delay, x, lengths, position):
+    """The model: in a stream where there is a `position`. A stream of `"valid"` has zeros before it."""
+    for index, (config, residual) in enumerate(layers):
+        if position is None:
+            whole = jnp.pad(x, ((0, 0), (lead(config), 0), (0, 0)))
+            y = calls[index](whole, lengths + lead(config))
+        else:
+            y = calls[index](x, lengths, position=position)
+            position = config.output_position(position)
+            x = delay(index, x, config.latency) if residual else x
+        lengths = config.output_length(lengths + lead(config))
+        # What comes before the first sample and after the last is not zero for the next layer.
+        x = y + 0.5 + (x if residual else 0)
+    return x
+
+
+def later(past, x):
+    """`x`, as many time steps late as `past` is long, and the next `past`: for residual connections."""
+    joined = jnp.concatenate([past, x], axis=-2)
+    return joined[..., : x.shape[-2], :], joined[..., x.shape[-2] :, :]
+
+
+class LinenStack(nn.Module):
+    layers: tuple
+    decode: bool = False
+
+    def delay(self, index, x, steps):
+        past = self.variable("cache", f"past{index}", jnp.zeros, (*x.shape[:-2], steps, x.shape[-1]))
+        y, past.value = later(past.value, x)
+        return y
+
+    @nn.compact
+    def __call__(self, x, lengths, position=None):
+        calls = [
+            fsc.SeparableConv1D.from_config(config, decode=self.decode, name=f"conv{i}")
+            for i, (config, _) in enumerate(self.layers)
+        ]
+        return stack(self.layers, calls, self.delay, x, lengths, position)
+
+
+class NnxStack(nnx.Module):
+    def __init__(self, layers, in_features):
+        self.layers = layers
+        for i, (config, _) in enumerate(layers):
+            conv = fsc.nnx.SeparableConv1D.from_config(4 if i else in_features, config, rngs=nnx.Rngs(i))
+            setattr(self, f"conv{i}", conv)
+            if i:
+                setattr(self, f"past{i}", nnx.Cache(jnp.zeros((2, config.latency, 4))))
+
+    def delay(self, index, x, steps):
+        past = getattr(self, f"past{index}")
+        y, past[...] = later(past[...], x)
+        return y
+
+    def __call__(self, x, lengths, position=None):
+        calls = [getattr(self, f"conv{i}") for i in range(len(self.layers))]
+        return stack(self.layers, calls, self.delay, x, lengths, position)
+
+
+def linen_stream(layers, x, lengths):
+    """The whole, and a function from a chunk and its position to its outputs."""
+    model = LinenStack(layers)
+    params = jax.jit(model.init)(jax.random.key(0), x, lengths)["params"]
+    whole = jax.jit(model.apply)({"params": params}, x, lengths)
+    decoder, cache = LinenStack(layers, decode=True), {}
+    apply = jax.jit(functools.partial(decoder.apply, mutable=["cache"]))
+
+    def feed(chunk, position):
+        nonlocal cache
+        y, cache = apply({"params": params, **cache}, chunk, lengths, position)
+        return y
+
+    return whole, feed
+
+
+def nnx_stream(layers, x, lengths):
+    model = NnxStack(layers, x.shape[-1])
+    call = nnx.jit(lambda model, *args: model(*args))
+    whole = call(model, x, lengths)
+    model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, fsc.nnx.SeparableConv1D):
+            layer.init_cache((2,))
+    return whole, lambda chunk, position: call(model, chunk, lengths, position)
+
+
+@pytest.mark.parametrize("stream", [linen_stream, nnx_stream])
+@settings(max_examples=5)
+@given(layers=stacks(), length=st.integers(1, 12), ended=st.integers(0, 6), parts=st.integers(1, 3))
+def test_streams_of_several_layers(stream, layers, length, ended, parts):
+    """The whole model, late by what `stream_latency` says, rounded up to a multiple of all strides."""
+    layers = ((layers[0][0], False), *layers[1:])  # the first one has other channels
+    configs = [config for config, _ in layers]
+    lengths = np.array([length, max(length - ended, 0)])
+    x = np.random.default_rng(length).normal(size=(2, length, 3)).astype(np.float32)
+    whole, feed = stream(layers, x, lengths)
+
+    strides = int(np.prod([config.strides for config in configs]))
+    latency = fsc.stream_latency(configs)
+    before = -latency % strides
+    chunk = parts * strides
+    chunks = -(-(before + length + latency + strides) // chunk)
+    fed = np.full((2, chunks * chunk, 3), np.nan, np.float32)
+    fed[:, before : before + length] = x
+    outputs = [feed(fed[:, i : i + chunk], i - before) for i in range(0, chunks * chunk, chunk)]
+    late = (before + latency) // strides
+    got = np.concatenate(outputs, axis=1)[:, late : late + whole.shape[1]]
+    for y, expected, n in zip(got, whole, lengths, strict=True):
+        for config in configs:
+            n = int(config.output_length(np.array([n + lead(config)]))[0])
+        np.testing.assert_allclose(y[:n], expected[:n], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "far", [2**31 - 1, 2**40, np.array([2**40, 2**31]), jnp.array([2**31 - 1, 2**31 - 9])]
+)
+def test_streams_go_on_for_ever(far):
+    """Positions and lengths beyond what JAX's integers hold are those of a stream that has not come to its end."""
+    state = jax.random.normal(jax.random.key(2), STATE.shape)
+    expected, _ = fsc.stream_step(PARAMS, X, state, CONFIG)
+    position = far - far % 2
+    for lengths in (None, np.array([2**62, 2**31])):
+        y, _ = fsc.stream_step(PARAMS, X, state, CONFIG, position=position, lengths=lengths)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_without_a_position_are_those_of_the_chunk():
+    state = jax.random.normal(jax.random.key(2), STATE.shape)
+    y, _ = fsc.stream_step(PARAMS, X, state, CONFIG, lengths=[3, -1])
+    expected, _ = fsc.stream_step(PARAMS, X, state, CONFIG)
+    np.testing.assert_allclose(y[0, :2], expected[0, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y[0, 2:], 0)
+    np.testing.assert_array_equal(y[1], 0)
+
+
+def test_latencies_add_up():
+    layers = [
+        fsc.SeparableConv1DConfig(4, 4, padding="same"),  # 2
+        fsc.SeparableConv1DConfig(4, 5, padding="causal", strides=3),
+        fsc.SeparableConv1DConfig(4, 3, strides=2),
+        fsc.SeparableConv1DConfig(4, 3, padding="same", dilation_rate=2),  # 2 of 6 samples
+    ]
+    assert [config.latency for config in layers] == [2, 0, 0, 2]
+    assert fsc.stream_latency(layers) == fsc.stream_latency(dict(enumerate(layers))) == 14
+    assert fsc.stream_latency(layers[0]) == 2
+    assert [config.output_position(12) for config in layers] == [10, 4, 6, 10]
+    np.testing.assert_array_equal(layers[1].output_position(np.array([3, -3], np.int8)), [1, -1])
+    assert layers[0].output_position(None) is None
 
 
 ARGUMENTS = {"padding": "causal", "strides": 2}
@@ -233,6 +406,7 @@ def test_nnx_layers_stream_in_a_cache():
 
 
 FIRST = fsc.SeparableConv1DConfig(4, 3, padding="causal", data_format="channels_first", activation="softmax")
+STRIDED = fsc.SeparableConv1DConfig(4, 3, padding="same", strides=2)
 STATE = fsc.init_stream(CONFIG, (2,), 3)
 
 
@@ -240,10 +414,15 @@ STATE = fsc.init_stream(CONFIG, (2,), 3)
     ("call", "error", "message"),
     [
         (
-            lambda: fsc.init_stream(fsc.SeparableConv1DConfig(4, 3, padding="same"), (2,), 3),
+            lambda: fsc.init_stream(STRIDED, (2,), 3),
             ValueError,
-            "a stream needs `padding='causal'`; got 'same'",
+            "a stream of padding='same' must have strides=1",
         ),
+        (lambda: STRIDED.latency, ValueError, "got strides=2. Use padding='causal' or 'valid'"),
+        (lambda: STRIDED.output_position(4), ValueError, "a stream of padding='same' must have strides=1"),
+        (lambda: CONFIG.output_position(1.5), TypeError, "`position` must be an integer; got 1.5"),
+        (lambda: fsc.stream_latency([CONFIG, STRIDED]), ValueError, "a stream of padding='same'"),
+        (lambda: fsc.stream_latency([3]), TypeError, "`configs` must be a SeparableConv1DConfig; got 3"),
         (lambda: fsc.init_stream({}, (2,), 3), TypeError, "`config` must be a SeparableConv1DConfig"),
         (lambda: fsc.init_stream(CONFIG, (-2,), 3), ValueError, "`batch_shape` must have no negative sizes"),
         (lambda: fsc.init_stream(CONFIG, (2.0,), 3), TypeError, "`batch_shape` must be an integer; got 2.0"),
@@ -259,7 +438,34 @@ STATE = fsc.init_stream(CONFIG, (2,), 3)
             ValueError,
             "the length of a chunk must be a multiple of strides=2; got 3",
         ),
-        (lambda: fsc.stream_step(PARAMS, X[:, :0], STATE, CONFIG), ValueError, "the output would be empty"),
+        (lambda: fsc.stream_step(PARAMS, X[:, :0], STATE, CONFIG), ValueError, "strides=2, and not 0; got 0"),
+        (
+            lambda: fsc.stream_step(PARAMS, X, STATE, CONFIG, position=[0, 1]),
+            ValueError,
+            "`position` must be a multiple of strides=2, for windows to be where they are in the whole; got [0 1]",
+        ),
+        (
+            lambda: fsc.stream_step(PARAMS, X, STATE, CONFIG, position=[0, 2, 4]),
+            ValueError,
+            "`position` must be one integer or have the shape of the batch axes of `x`, (2,); got the shape (3,)",
+        ),
+        (
+            lambda: fsc.stream_step(PARAMS, X, STATE, CONFIG, position=0.0),
+            TypeError,
+            "`position` must hold integers",
+        ),
+        (
+            lambda: fsc.stream_step(PARAMS, X, STATE, CONFIG, lengths=3),
+            ValueError,
+            "`lengths` must have the shape of the batch axes of `x`, (2,); got ()",
+        ),
+        (
+            lambda: fsc.stream_step(
+                PARAMS, X, STATE, dataclasses.replace(STRIDED, strides=1), lengths=[3, 4]
+            ),
+            ValueError,
+            "`lengths` need `position` in a stream of padding='same'",
+        ),
         (
             lambda: fsc.stream_step(PARAMS, X[:1], STATE, CONFIG),
             ValueError,
@@ -271,12 +477,12 @@ STATE = fsc.init_stream(CONFIG, (2,), 3)
             "got (2, 2, 3) and float32. Start with `init_stream(config, (2,), 3, jnp.float16)`",
         ),
         (lambda: fsc.stream_step(PARAMS, X, None, CONFIG), TypeError, "`state` must be an array; got None"),
-        (lambda: fsc.SeparableConv1D(4, 3, decode=True), ValueError, "got 'valid', which reads later input"),
+        (lambda: fsc.SeparableConv1D(4, 3, 2, "same", decode=True), ValueError, "must have strides=1"),
         (lambda: fsc.SeparableConv1D(4, 3, decode=1), TypeError, "`decode` must be True or False; got 1"),
         (
-            lambda: fsc.nnx.SeparableConv1D(3, 4, 3, decode=True, rngs=nnx.Rngs(0)),
+            lambda: fsc.nnx.SeparableConv1D(3, 4, 3, 2, "same", decode=True, rngs=nnx.Rngs(0)),
             ValueError,
-            "got 'valid', which reads later input",
+            "must have strides=1",
         ),
         (
             lambda: fsc.nnx.SeparableConv1D(3, 4, 3, **ARGUMENTS, decode=True, rngs=nnx.Rngs(0))(X),
@@ -284,11 +490,14 @@ STATE = fsc.init_stream(CONFIG, (2,), 3)
             "call `init_cache(batch_shape)` of each layer",
         ),
         (
-            lambda: fsc.SeparableConv1D(4, 3, **ARGUMENTS, decode=True).init(
-                jax.random.key(0), X, np.array([3, 4])
-            ),
+            lambda: fsc.SeparableConv1D(4, 3).init(jax.random.key(0), X, position=0),
             ValueError,
-            "`lengths` cannot be used with decode=True",
+            "`position` is for decode=True",
+        ),
+        (
+            lambda: fsc.nnx.SeparableConv1D(3, 4, 3, rngs=nnx.Rngs(0))(X, position=0),
+            ValueError,
+            "`position` is for decode=True",
         ),
     ],
 )

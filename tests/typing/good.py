@@ -106,6 +106,10 @@ step = jax.jit(fsc.separable_conv1d, static_argnames="config")
 
 state = fsc.init_stream(config, (8,), 12)
 y, state = fsc.stream_step(params, jnp.ones((8, 20, 12)), state, config)
+y, state = fsc.stream_step(params, y[..., :12], state, config, position=20, lengths=lengths)
+late: int = config.latency + fsc.stream_latency([config]) + fsc.stream_latency({"conv": config})
+position: int = config.output_position(20)
+positions: jax.Array = config.output_position(jnp.array([20, 0]))
 
 # ---- Training ---------------------------------------------------------------------------------------------
 
