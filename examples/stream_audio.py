@@ -266,9 +266,9 @@ class Detector:
         """Takes the next frames' scores, known since `now`, in seconds."""
         for likely in np.asarray(jax.nn.softmax(scores))[:, 1:]:
             self.streak = np.where(likely > 0.5, self.streak + 1, 0)
-            if self.streak.max() >= 3 and now >= self.deaf_until:
+            if 3 in self.streak and now >= self.deaf_until:
                 self.deaf_until = now + 0.5
-                best = int(self.streak.argmax())
+                best = int(likely.argmax())
                 yield Detection(KEYWORDS[best], now, float(likely[best]))
 
 

@@ -436,7 +436,7 @@ STATE = fsc.init_stream(CONFIG, (2,), 3)
         (
             lambda: fsc.stream_step(PARAMS, X[:, :3], STATE, CONFIG),
             ValueError,
-            "the length of a chunk must be a multiple of strides=2; got 3",
+            "the length of a chunk must be a multiple of strides=2, and not 0; got 3",
         ),
         (lambda: fsc.stream_step(PARAMS, X[:, :0], STATE, CONFIG), ValueError, "strides=2, and not 0; got 0"),
         (
