@@ -14,6 +14,7 @@ import pytest
 from matplotlib import pyplot
 
 import flax_sepconv as fsc
+from flax_sepconv._kernels import dispatch
 from tests.snippets import ROOT, snippets
 
 DOCS = ROOT / "docs"
@@ -106,6 +107,20 @@ def test_errors_read_as_the_docs_say():
         shown = row.removeprefix("| `` ").split(" `` |")[0]
         pattern = ".*".join(re.escape(part.strip()) for part in shown.split("…"))
         assert re.match(pattern, message), message
+
+
+def test_the_bounds_of_each_form_are_those_of_dispatch():
+    page = (DOCS / "performance.md").read_text(encoding="utf-8")
+    cpu, gpu = dispatch.TUNINGS["cpu"], dispatch.TUNINGS["cuda"]
+    assert isinstance(cpu, dispatch.CPUTuning)
+    wholes = f"below {cpu.fft_from} taps in blocks of channels, below {cpu.fft_unblocked_from} without"
+    assert f"| {wholes} | below {gpu.fft_from} taps |" in page
+    assert f"from {cpu.fft_kernel_from} taps on a CPU, and from {gpu.fft_kernel_from} taps on a GPU" in page
+    assert f"| up to {cpu.few} taps |" in page
+    blocks = (
+        f"from {cpu.blocked_from} taps, if taps times channels are {cpu.blocked_floats} or more, and above"
+    )
+    assert f"| {blocks} {cpu.blocked_most} taps | blocks of {cpu.lanes} channels" in page
 
 
 def test_the_readme_is_short():

@@ -44,9 +44,9 @@ class Scaled(fsc.SeparableConv1D):
 
     scale: float = 1.0
 
-    def __call__(self, x, lengths=None) -> jax.Array:
-        """The layer's output, scaled."""
-        return self.scale * super().__call__(x, lengths)
+    def __call__(self, x, lengths=None, **others) -> jax.Array:
+        """Scales the layer's output."""
+        return self.scale * super().__call__(x, lengths, **others)
 
 
 Block(8)(jnp.ones((1, 20, 3)))
