@@ -98,7 +98,7 @@ _LAYERS: dict[str, dict[str, _Leaf]] = {
 _SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
 """The entry of a config that says whether a weight is there; it is where the entry is missing."""
 
-_OTHER_NAMES = {"DepthwiseConv1D": {"depthwise_kernel": "kernel"}}
+_RENAMED = {("DepthwiseConv1D", "depthwise_kernel"): "kernel"}
 """Names of Keras 2 that Keras 3 has changed."""
 
 
@@ -124,6 +124,16 @@ def weight_names(class_name: str, config: Mapping[str, Any], count: int) -> tupl
         if name not in _SWITCHES or config.get(_SWITCHES[name], True)
     )
     return names if len(names) == count else tuple(map(str, range(count)))
+
+
+def named(class_name: str, config: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's arrays under the names that Keras 3 gives them, where they have a number or a name of Keras 2."""
+    numbers = [*map(str, range(len(arrays)))]
+    names = weight_names(class_name, config, len(arrays)) if [*arrays] == numbers else arrays
+    return {
+        _RENAMED.get((class_name, name), name): array
+        for name, array in zip(names, arrays.values(), strict=True)
+    }
 
 
 def to_flax(layers: Mapping[Path, KerasLayer]) -> dict[str, dict[str, Any]]:
@@ -157,7 +167,7 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
         The arrays of each layer in the order of its `get_weights()`.
 
     Raises:
-        ValueError: a weight is missing, or has another shape; or there is one that no layer has.
+        ValueError: a weight is missing, or has another shape or dtype; or there is one that no layer has.
     """
     left = dict(_flat(variables))
     found = {}
@@ -171,11 +181,14 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
                     "no such array."
                 )
             value = left.pop(key)
-            if np.shape(value) != shape:
+            array, there = np.asarray(value), layer.weights[name]
+            dtype = there.dtype.newbyteorder("=")
+            if (array.shape, array.dtype) != (shape, dtype):
                 raise ValueError(
-                    f"`variables{_shown(key)}` must have the shape {shape}; got {np.shape(value)}."
+                    f"`variables{_shown(key)}` must have the shape {shape} and dtype {dtype}, as in the file; got "
+                    f"{array.shape} and {array.dtype}."
                 )
-            found[path][name] = np.reshape(value, layer.weights[name].shape)
+            found[path][name] = array.reshape(there.shape)
     if left:
         extra = ", ".join(_shown(key) for key in [*left][:8])
         raise ValueError(f"`variables` must have only weights of the file's layers; got {extra} too.")
@@ -184,9 +197,7 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
 
 def _leaves(layer: KerasLayer) -> Iterator[tuple[str, tuple[str, ...], Shape]]:
     """Each weight by Keras's name: where Flax has it, and in which shape."""
-    other_names = _OTHER_NAMES.get(layer.class_name, {})
     leaves = _LAYERS.get(layer.class_name, {})
-    leaves = leaves | {name: leaves[now] for name, now in other_names.items()}
     is_flax = all(
         name in leaves and leaves[name].rank in (None, len(value.shape))
         for name, value in layer.weights.items()

@@ -84,6 +84,11 @@ class Dataset(Object):
         return dtype
 
     @property
+    def is_float(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return decode.float_dtype(self._required(Message.DATATYPE)) is not None
+
+    @property
     def nbytes(self) -> int:
         """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize

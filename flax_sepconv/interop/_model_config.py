@@ -34,6 +34,7 @@ class Layer:
     Attributes:
         name: its name.
         class_name: its class, without a package.
+        full_name: its class, with the package that registered it before it where that is not Keras.
         config: the entries of its own config.
         path: the names from below the model down to it, joined with `/`.
         trainable: whether this and all that holds it is trainable.
@@ -48,6 +49,7 @@ class Layer:
 
     name: str
     class_name: str
+    full_name: str
     config: Mapping[str, Any]
     path: str
     trainable: bool
@@ -68,6 +70,18 @@ class Layer:
     def original(self) -> "Layer":
         """This layer at the first of its places."""
         return self.same_as or self
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer, and no initializer or the like, which have no name, or a policy, which has one."""
+        return self.slot != "dtype" and isinstance(self.config.get("name"), str)
+
+    def walk(self) -> Iterator["Layer"]:
+        """This layer and all below it, in order."""
+        yield self
+        for child in self.children:
+            if child.is_layer:
+                yield from child.walk()
 
     def holding(self) -> Iterator["Layer"]:
         """This layer and all below it that hold a `SeparableConv1D`, in order."""
@@ -116,15 +130,20 @@ def is_layer(entry: Any) -> bool:
     )
 
 
-def is_separable(entry: Mapping) -> bool:
-    """Whether this is Keras's own layer, and no class of the same name of somebody else's."""
+def full_name(entry: Mapping) -> str:
+    """The class of an entry, with the package that registered it before it where that is not Keras."""
     package, _, name = entry["class_name"].rpartition(">")
     registered, _, _ = str(entry.get("registered_name") or "").rpartition(">")
-    module = str(entry.get("module", "keras"))
-    owners = (each.partition(".")[0].lower() for each in (package, registered, module))
-    return (
-        name in _CLASSES and isinstance(entry["config"], dict) and all(each in _PACKAGES for each in owners)
-    )
+    module, _, _ = str(entry.get("module", "keras")).partition(".")
+    others = [
+        each for each in (package, registered, module) if each.partition(".")[0].lower() not in _PACKAGES
+    ]
+    return f"{others[0]}>{name}" if others else name
+
+
+def is_separable(entry: Mapping) -> bool:
+    """Whether this is Keras's own layer, and no class of the same name of somebody else's."""
+    return full_name(entry) in _CLASSES and isinstance(entry["config"], dict)
 
 
 def settings(entry: Mapping, path: str, keras2: bool | None, budget: Budget) -> SeparableConv1DConfig:
@@ -193,7 +212,7 @@ class _Reader:
         self.budget.hold(_LAYER_BYTES + len(path))
         holder = weakref.ref(parent) if parent else None
         trainable = bool(config.get("trainable", True)) and (parent is None or parent.trainable)
-        layer = Layer(name, class_name, config, path, trainable, holder, slot, in_list)
+        layer = Layer(name, class_name, full_name(entry), config, path, trainable, holder, slot, in_list)
         ours, shared_id = is_separable(entry), entry.get("shared_object_id")
         if isinstance(shared_id, int | str):
             twin = self.shared.setdefault((shared_id, class_name, ours), layer)

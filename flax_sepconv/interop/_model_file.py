@@ -11,7 +11,7 @@ that begins with the file's name; what is wrong with the path (no such file, no 
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +27,13 @@ from flax_sepconv.interop import (
     _model_config,
     _saved_model,
     _weights,
+    _whole_model,
 )
 from flax_sepconv.interop._budget import Budget
 from flax_sepconv.interop._bytes import Source
+from flax_sepconv.interop._flax_layers import Path
 from flax_sepconv.interop._regions import Regions
+from flax_sepconv.interop._whole_model import Placed
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _REASON_LIMIT = 1000
@@ -63,6 +66,7 @@ class ModelFile(NamedTuple):
         source: what the positions of weights count from; `None` where they cannot be replaced in place.
         checksums: where in the whole file the checksum of the source stands.
         regions: for the weights that are to be written, by their addresses, marks all that the file holds.
+        every: finds every layer of the model; `None` where only `SeparableConv1D` layers can be found.
     """
 
     layers: dict[str, Found]
@@ -70,6 +74,7 @@ class ModelFile(NamedTuple):
     source: Source | None = None
     checksums: Sequence[int] = ()
     regions: Callable[[dict[int, str]], Regions] | None = None
+    every: Callable[[], dict[Path, Placed]] | None = None
 
 
 def read(
@@ -112,22 +117,42 @@ def opened(path: str | os.PathLike, name: str | os.PathLike | None = None) -> It
     """
     with contextlib.ExitStack() as stack:
         budget = Budget()
-        try:
+        with naming(name or path):
             file = _read(path, stack, budget)
-            _check_places(file, budget)
-        except (ValueError, RecursionError) as error:
-            reason = str(error)
-            reason = reason if len(reason) <= _REASON_LIMIT else f"{reason[:_REASON_LIMIT]}..."
-            raise ValueError(f"{os.fsdecode(name or path)}: {reason}") from None
+            _check_apart((found.places for found in file.layers.values()), budget)
         yield file
 
 
-def _check_places(file: ModelFile, budget: Budget) -> None:
-    """Refuses weights of a wrong type or place, and layers that share some."""
+@contextlib.contextmanager
+def naming(name: str | os.PathLike) -> Iterator[None]:
+    """Puts a file's name before whatever is wrong with its content."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+        reason = reason if len(reason) <= _REASON_LIMIT else f"{reason[:_REASON_LIMIT]}..."
+        raise ValueError(f"{os.fsdecode(name)}: {reason}") from None
+
+
+def every_layer(file: ModelFile) -> dict[Path, Placed]:
+    """Every layer of an opened file.
+
+    Raises:
+        ValueError: it is damaged, or a SavedModel.
+    """
+    if file.every is None:
+        raise ValueError(
+            "of a SavedModel only SeparableConv1D layers are read. Load it in Keras, save it as .keras, and use that."
+        )
+    return file.every()
+
+
+def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None:
+    """Refuses weights of a wrong type or place, and layers that share some; of each layer there are all places."""
     spans: dict[tuple, list[tuple[int, int]]] = {}
     sources: dict[int, tuple] = {}
-    for found in file.layers.values():
-        for place in found.places:
+    for places in layers:
+        for place in places:
             for array in place.values():
                 budget.step(_ARRAY_STEPS)
                 if id(array.source) not in sources:
@@ -174,8 +199,14 @@ def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) ->
     file = _hdf5.File(source, budget, stack)
     places, unknown = _weights.in_archive(model, file.root, keras_2=bool(keras2))
     layers = _by_name(places)
+
+    def every() -> dict[Path, Placed]:
+        found = _whole_model.in_archive(model, file.root, bool(keras2), places)
+        _check_apart((placed.places for placed in found.values()), budget)
+        return found
+
     if source.file is not whole.file:
-        return ModelFile(layers, unknown)
+        return ModelFile(layers, unknown, every=every)
 
     def regions(weights: dict[int, str]) -> Regions:
         taken = Regions(budget)
@@ -184,7 +215,7 @@ def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) ->
         return taken
 
     checksums = _archive.checksum_positions(whole, members[_WEIGHTS])
-    return ModelFile(layers, unknown, source, checksums, regions)
+    return ModelFile(layers, unknown, source, checksums, regions, every)
 
 
 def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
@@ -197,14 +228,20 @@ def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> M
             "`model.save('name.keras')` or `model.save('name.h5')` would do."
         )
     keras2 = _model_config.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
-    places, unknown = _weights.in_hdf5(_model_config.read(config, keras2, budget), weights)
+    model = _model_config.read(config, keras2, budget)
+    places, unknown = _weights.in_hdf5(model, weights)
+
+    def every() -> dict[Path, Placed]:
+        found = _whole_model.in_hdf5(model, weights)
+        _check_apart((placed.places for placed in found.values()), budget)
+        return found
 
     def regions(weights: dict[int, str]) -> Regions:
         taken = Regions(budget)
         _hdf5_regions.take_regions(file, weights, taken)
         return taken
 
-    return ModelFile(_by_name(places), unknown, source, (), regions)
+    return ModelFile(_by_name(places), unknown, source, (), regions, every)
 
 
 def _by_name(places: _weights.Places) -> dict[str, Found]:

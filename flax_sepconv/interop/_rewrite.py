@@ -6,40 +6,73 @@ Nothing is written where anything but these weights is. The copy is opened again
 place: what `load` would read are the weights that were given.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flax_sepconv._messages import shown
-from flax_sepconv.interop import _model_file
+from flax_sepconv.interop import _bytes, _model_file
+from flax_sepconv.interop._atomic import replacing
 from flax_sepconv.interop._bytes import MEBIBYTE, Source
+from flax_sepconv.interop._hdf5 import Dataset
 from flax_sepconv.interop._model_file import ModelFile
 
-Params = Mapping[str, Mapping[str, Any]]
+
+class Write(NamedTuple):
+    """An array of a file, and what is to be in it.
+
+    Attributes:
+        there: the array.
+        value: what is to be in it.
+        argument: what messages call the value.
+        what: what messages call the array.
+    """
+
+    there: Dataset
+    value: Any
+    argument: str
+    what: str
 
 
-def rewrite(original: Source, copy: BinaryIO, params: Params, name: str) -> None:
-    """Makes `copy` a copy of a model's file with other weights.
+Writes = Callable[[ModelFile], Iterable[Write]]
+"""What is to be written to an opened file, or an error that says why it cannot be."""
+
+
+def rewrite(path: str | os.PathLike, out: str | os.PathLike, writes: Writes) -> None:
+    """Writes a copy of a model's file with other weights, which takes its name when it is whole.
 
     Args:
-        original: the file.
-        copy: an empty file, readable.
-        params: parameters of layers by the layers' names.
-        name: what messages call the original.
+        path: the file.
+        out: where the copy goes.
+        writes: what to write, asked for the copy before and after.
 
     Raises:
-        ValueError: the file is none that can be written, or the parameters do not fit it.
-        TypeError: `params` is no dict.
+        ValueError: the file is none that can be written, or the weights do not fit it.
+        TypeError: `writes` raises it.
+        OSError: there is no such file, or `out` cannot be written.
     """
+    name = os.fsdecode(path)
+    if os.path.isdir(name):
+        raise ValueError(
+            f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
+        )
+    with contextlib.ExitStack() as stack:
+        with _model_file.naming(name):
+            original = _bytes.opened(path, stack)
+        mode = os.fstat(original.file.fileno()).st_mode
+        _rewrite(original, stack.enter_context(replacing(out, mode)), writes, name)
+
+
+def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str) -> None:
     original.file.seek(0)
     shutil.copyfileobj(original.file, copy)
     copy.flush()
     with _model_file.opened(copy.name, name=name) as file:
         try:
-            pieces = _pieces(file, params)
+            pieces = _pieces(file, writes)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name}: {error}") from None
     for position, data in pieces:
@@ -53,47 +86,34 @@ def rewrite(original: Source, copy: BinaryIO, params: Params, name: str) -> None
             copy.seek(position)
             copy.write(checksum)
         copy.flush()
-    _verify(original, copy, [(position, len(data)) for position, data in pieces], params, name)
+    _verify(original, copy, [(position, len(data)) for position, data in pieces], writes, name)
 
 
-def _pieces(file: ModelFile, params: Params) -> list[tuple[int, bytes]]:
+def _pieces(file: ModelFile, writes: Writes) -> list[tuple[int, bytes]]:
     """The bytes to be written, each with its position in the whole file, where nothing else is."""
     if file.source is None or file.regions is None:
         raise ValueError(
             "its weights are compressed, as Keras never does, and cannot be replaced. Load it in Keras and save "
             "it again."
         )
-    if not isinstance(params, Mapping):
-        raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
     pieces, written = [], {}
-    for key, given in params.items():
-        if key not in file.layers:
-            known = shown(list(file.layers))[1:-1] or "none"
+    for there, value, argument, what in writes(file):
+        value = np.asarray(value)
+        dtype = there.dtype.newbyteorder("=")
+        if (value.shape, value.dtype) != (there.shape, dtype):
             raise ValueError(
-                f"`params` must have only layers of the file, which has {known}; got {shown(key)}."
+                f"`{argument}` must have the shape {there.shape} and dtype {dtype}; got {value.shape} and "
+                f"{value.dtype}."
             )
-        for place in file.layers[key].places:
-            if not isinstance(given, Mapping) or set(given) != set(place):
-                got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
-                wanted = ", ".join(map(repr, place))
-                raise ValueError(f"`params[{key!r}]` must have {wanted}; got {got or 'an empty dict'}.")
-            for leaf, there in place.items():
-                value = np.asarray(given[leaf])
-                dtype = there.dtype.newbyteorder("=")
-                if (value.shape, value.dtype) != (there.shape, dtype):
-                    raise ValueError(
-                        f"`params[{key!r}][{leaf!r}]` must have the shape {there.shape} and dtype {dtype}; got "
-                        f"{value.shape} and {value.dtype}."
-                    )
-                written[there.address] = f"the {leaf} of layer {shown(key)}"
-                pieces.append((file.source.start + there.position, value.astype(there.dtype).tobytes()))
+        written[there.address] = what
+        pieces.append((file.source.start + there.position, value.astype(there.dtype).tobytes()))
     if pieces:
         file.regions(written).check()
     return pieces
 
 
 def _verify(
-    original: Source, copy: BinaryIO, pieces: list[tuple[int, int]], params: Params, name: str
+    original: Source, copy: BinaryIO, pieces: list[tuple[int, int]], writes: Writes, name: str
 ) -> None:
     """Refuses a copy that differs from the original elsewhere, or from which other weights would be read."""
     at = 0
@@ -108,10 +128,6 @@ def _verify(
     if os.fstat(copy.fileno()).st_size != original.size:
         raise ValueError(f"{name}: it changed while it was copied.")
     with _model_file.opened(copy.name, name=name) as file:
-        for key, given in params.items():
-            for place in file.layers[key].places:
-                if any(
-                    array.read().tobytes() != np.asarray(given[leaf]).tobytes()
-                    for leaf, array in place.items()
-                ):
-                    raise ValueError(f"{name}: it is damaged: layer {shown(key)} cannot be written to it.")
+        for there, value, _, what in writes(file):
+            if there.read().tobytes() != np.asarray(value).tobytes():
+                raise ValueError(f"{name}: it is damaged: {what} cannot be written to it.")

@@ -49,7 +49,7 @@ def in_archive(model: Layer, root: Group, keras_2: bool) -> tuple[Places, list[s
     Raises:
         ValueError: a layer's weights are missing, or it cannot be told which are whose.
     """
-    groups = _groups_by_rule(model, root, keras_2)
+    groups = groups_by_rule(model, root, keras_2)
     layers = [layer for layer in model.separable() if layer.same_as is None]
     places: Places = {}
     taken: set[int] = set()
@@ -95,7 +95,7 @@ def in_hdf5(model: Layer, root: Group) -> tuple[Places, list[str]]:
     places: Places = {}
     unknown = []
     holders = {child.name: child for child in model.children if child.holds}
-    for name in dict.fromkeys((*_attribute_list(root, "layer_names"), *holders)):
+    for name in dict.fromkeys((*attribute_list(root, "layer_names"), *holders)):
         group = root.group(name)
         runs = dict(_runs(group, name)) if group else {}
         for layer, weights in _paired(holders[name].separable() if name in holders else [], runs):
@@ -107,12 +107,17 @@ def in_hdf5(model: Layer, root: Group) -> tuple[Places, list[str]]:
     return {layer: places[layer] for layer in model.separable() if layer in places}, unknown
 
 
-def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Group | None]:
-    """The group of each layer where every class holds its layers as its config names them."""
+def groups_by_rule(
+    model: Layer, root: Group, keras_2: bool, every: bool = False
+) -> dict[Layer, Group | None]:
+    """The group of each layer where every class holds its layers as its config names them.
+
+    Of the layers that are or hold a `SeparableConv1D`, or of every one.
+    """
     # The first versions of the format, in TF 2.12 and 2.13, have another name for a model's list.
     old = root.group("layers") is None and root.group("_layer_checkpoint_dependencies") is not None
     groups: dict[Layer, Group | None] = {model: root}
-    for layer in model.holding():
+    for layer in model.walk() if every else model.holding():
         used: collections.Counter[tuple[str, str]] = collections.Counter()
         numbers: dict[str, dict[str, list[int]]] = {}
         for child in layer.children:
@@ -128,8 +133,8 @@ def _groups_by_rule(model: Layer, root: Group, keras_2: bool) -> dict[Layer, Gro
                 if keras_2 and number < len(numbers[slot].get(name, ())):
                     number = numbers[slot][name][number]
                 used[slot, name] += not (keras_2 and child.same_as)
-                group = group.group(f"{name}_{number}" if number else name) if child.holds else None
-            if child.holds:
+                group = group.group(f"{name}_{number}" if number else name) if every or child.holds else None
+            if every or child.holds:
                 groups[child] = group
     return groups
 
@@ -223,7 +228,7 @@ def _form_of(settings: SeparableConv1DConfig) -> tuple:
 
 def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
     """The weights in an HDF5 file's group that stand together as those of a `SeparableConv1D` do, by prefix."""
-    names = _attribute_list(group, "weight_names")
+    names = attribute_list(group, "weight_names")
     group.file.budget.step(5 * len(names))
     if len(set(names)) != len(names):
         raise ValueError(f"it is damaged: several weights of layer {shown(holder)} have one name.")
@@ -272,7 +277,7 @@ def _leaf(name: str) -> str:
     return stem if number.isdecimal() else leaf
 
 
-def _attribute_list(group: Group, name: str) -> list[str]:
+def attribute_list(group: Group, name: str) -> list[str]:
     """A list of strings; Keras splits those too large for one attribute."""
     found = group.attribute(name)
     if found is not None:

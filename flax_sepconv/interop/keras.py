@@ -3,6 +3,10 @@
     load(path)  ─► {"encoder/separable_conv1d": (config, params), ...}
     save(path, {"encoder/separable_conv1d": params}, out)       the same file with these weights in it
 
+    load_variables(path) ─► {"params": ..., "batch_stats": ...}     every layer, as a Flax model has it
+    save_variables(path, variables, out)
+    layers(path) ─► {"encoder/dense": KerasLayer}                   every layer, as Keras has it
+
 reads and writes `.keras` archives and whole-model `.h5` files of Keras 2 and 3, and reads the SavedModel
 folders of Keras 2. Layers are found wherever the model's config has them: in models nested to any depth, in
 wrappers, in classes of one's own that write their layers into their config. They are keyed by the layers' names
@@ -18,7 +22,6 @@ others, in a copy that takes the place of the original only when it is whole.
 are for where Keras is at hand. Nothing else here imports it.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -30,13 +33,16 @@ import jax
 import numpy as np
 
 from flax_sepconv import _keras_config, activations
+from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
-from flax_sepconv.interop import _bytes, _model_config, _model_file, _rewrite
+from flax_sepconv.interop import _model_config, _model_file
 from flax_sepconv.interop._arrays import on_device
-from flax_sepconv.interop._atomic import replacing
+from flax_sepconv.interop._model_file import ModelFile
+from flax_sepconv.interop._rewrite import Write, rewrite
+from flax_sepconv.interop._variables import layers, load_variables, save_variables
 
-__all__ = ["from_layer", "load", "save", "to_layer"]
+__all__ = ["from_layer", "layers", "load", "load_variables", "save", "save_variables", "to_layer"]
 
 _MODULES = ("keras", "tf_keras", "tensorflow")
 
@@ -106,18 +112,30 @@ def save(
         >>> params = train({name: params for name, (_, params) in layers.items()})  # doctest: +SKIP
         >>> keras.save("model.keras", params, "trained.keras")  # doctest: +SKIP
     """
-    name = os.fsdecode(path)
-    if os.path.isdir(name):
-        raise ValueError(
-            f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
-        )
-    with contextlib.ExitStack() as stack:
-        try:
-            original = _bytes.opened(path, stack)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        mode = os.fstat(original.file.fileno()).st_mode
-        _rewrite.rewrite(original, stack.enter_context(replacing(out, mode)), params, name)
+    rewrite(path, out, lambda file: _writes(file, params))
+
+
+def _writes(file: ModelFile, params: Mapping[str, Mapping[str, Any]]) -> list[Write]:
+    """What is to be written of the parameters of layers, to each place where the file has them."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
+    writes = []
+    for key, given in params.items():
+        if key not in file.layers:
+            known = shown(list(file.layers))[1:-1] or "none"
+            raise ValueError(
+                f"`params` must have only layers of the file, which has {known}; got {shown(key)}."
+            )
+        for place in file.layers[key].places:
+            if not isinstance(given, Mapping) or set(given) != set(place):
+                got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
+                wanted = ", ".join(map(repr, place))
+                raise ValueError(f"`params[{key!r}]` must have {wanted}; got {got or 'an empty dict'}.")
+            writes += [
+                Write(there, given[leaf], f"params[{key!r}][{leaf!r}]", f"the {leaf} of layer {shown(key)}")
+                for leaf, there in place.items()
+            ]
+    return writes
 
 
 def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 import flax_sepconv as fsc
-from flax_sepconv.interop._flax_layers import KerasLayer, from_flax, to_flax, weight_names
+from flax_sepconv.interop._flax_layers import (
+    KerasLayer,
+    from_flax,
+    to_flax,
+    weight_names,
+)
+from flax_sepconv.interop._flax_layers import (
+    named as named_arrays,
+)
 from flax_sepconv.interop._live import keras_layer
 
 BATCH, LENGTH, CHANNELS = 2, 11, 6
@@ -139,6 +147,8 @@ def test_flax_gives_what_keras_gives(keras, cls, arguments, flax):
         np.testing.assert_array_equal, variables(described._replace(weights=named)), variables(described)
     )
     assert weight_names(cls, described.config, 17) == tuple(map(str, range(17)))
+    numbered = dict(zip(map(str, range(len(named))), named.values(), strict=True))
+    assert [*named_arrays(cls, described.config, numbered)] == [*named]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +221,11 @@ DEPTHWISE = KerasLayer("DepthwiseConv1D", {}, {"kernel": KERNEL, "bias": BIAS})
         ),
         (
             {"params": {"a": {"kernel": KERNEL, "bias": BIAS}}},
-            r"`variables\['params'\]\['a'\]\['kernel'\]` must have the shape \(3, 1, 12\); got \(3, 6, 2\)",
+            r"must have the shape \(3, 1, 12\) and dtype float32, .*; got \(3, 6, 2\)",
+        ),
+        (
+            {"params": {"a": {"kernel": KERNEL.reshape(3, 1, 12).astype(np.float16)}}},
+            r"must have the shape \(3, 1, 12\) and dtype float32, as in the file; got \(3, 1, 12\) and float16",
         ),
         ({"params": {"a": {"kernel": KERNEL.reshape(3, 1, 12)}}}, r"must have \['params'\]\['a'\]\['bias'\]"),
         (
