@@ -1,35 +1,81 @@
-"""Live Keras layers, of Keras 3, tf_keras or TensorFlow, described without importing any of them."""
+"""Live Keras layers, of Keras 3, tf_keras or TensorFlow, described as a file has them; none of these is imported."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from flax_sepconv.interop._flax_layers import KerasLayer, weight_names
+from flax_sepconv.interop import _model_config
+from flax_sepconv.interop._flax_layers import KerasLayer, Path, weight_names
 
 MODULES = ("keras", "tf_keras", "tensorflow")
 
 
-def keras_layer(layer: Any) -> KerasLayer:
+def walk(layer: Any, path: Path = (), seen: set[int] | None = None) -> Iterator[tuple[Path, Any, list[Any]]]:
+    """A live layer and all below it: the names on the way to each, it, and the layers that it holds.
+
+    A layer that is at several places is given at the first. What a layer holds is what its config describes, as in a
+    file; of a class that has no config, all that Keras knows of.
+    """
+    seen = set() if seen is None else seen
+    if id(layer) not in seen:
+        seen.add(id(layer))
+        children = _children(layer)
+        yield path, layer, children
+        for child in children:
+            yield from walk(child, (*path, child.name), seen)
+
+
+def keras_layer(layer: Any, children: Sequence[Any] = ()) -> KerasLayer:
     """A live layer as it would be in a file.
 
     Args:
         layer: any built layer.
+        children: layers that it holds, whose weights are left out.
     """
-    config = json.loads(json.dumps(layer.get_config(), default=repr))
-    values = [np.asarray(value) for value in layer.get_weights()]
+    below = {id(weight) for child in children for weight in child.weights}
+    config = _plain(layer) or {}
+    pairs = [
+        (weight, np.asarray(value))
+        for weight, value in zip(layer.weights, layer.get_weights(), strict=True)
+        if id(weight) not in below
+    ]
     name = class_name(type(layer))
-    names = weight_names(name, config, len(values))
+    names = weight_names(name, config, len(pairs))
     if names[:1] == ("0",):
-        own = [_own_name(layer, weight) for weight in layer.weights]
+        own = tuple(_own_name(layer, weight) for weight, _ in pairs)
         names = own if len(set(own)) == len(own) else names
-    return KerasLayer(name, config, dict(zip(names, values, strict=True)))
+    return KerasLayer(name, config, dict(zip(names, (value for _, value in pairs), strict=True)))
 
 
 def class_name(cls: type) -> str:
     """The name of Keras's own class, or of another one with its package before it."""
     package = cls.__module__.partition(".")[0]
     return cls.__name__ if package in MODULES else f"{package}>{cls.__name__}"
+
+
+def separable_class(layer: Any) -> type | None:
+    """Keras's `SeparableConv1D` if the layer is one, of its class or of a class made from it."""
+    return next((cls for cls in type(layer).__mro__ if class_name(cls) == "SeparableConv1D"), None)
+
+
+def _children(layer: Any) -> list[Any]:
+    below = list(layer._flatten_layers(include_self=False, recursive=False))
+    config = _plain(layer)
+    if config is None:
+        return below
+    described = {entry["config"].get("name") for entry in _model_config.entries_in(config)}
+    return [child for child in below if child.name in described]
+
+
+def _plain(layer: Any) -> dict[str, Any] | None:
+    """A layer's config in what JSON has; `None` of a class without one."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return None
+    return json.loads(json.dumps(config, default=repr))
 
 
 def _own_name(layer: Any, weight: Any) -> str:

@@ -229,6 +229,14 @@ class _Reader:
         return layer
 
 
+def entries_in(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entries of what a layer's config says that it holds."""
+    for value in config.values():
+        for entry, _ in _layers_in(value):
+            if isinstance(entry["config"], dict):
+                yield dict(entry)
+
+
 def _layers_in(value: Any, listed: bool = False) -> Iterator[tuple[Mapping, bool]]:
     """The entries of layers in a part of a config, and whether each is one of a list."""
     if is_layer(value):

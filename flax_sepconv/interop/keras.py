@@ -18,6 +18,7 @@ others, in a copy that takes the place of the original only when it is whole.
 
     from_layer(keras_layer) ─► config, params
     to_layer(config, params) ─► keras_layer
+    from_model(keras_model) ─► layers, variables                    as of its file
 
 are for where Keras is at hand. Nothing else here imports it.
 """
@@ -27,7 +28,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,13 +39,24 @@ from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _model_config, _model_file
 from flax_sepconv.interop._arrays import on_device
+from flax_sepconv.interop._flax_layers import KerasLayer, to_flax
+from flax_sepconv.interop._live import keras_layer, separable_class, walk
 from flax_sepconv.interop._model_file import ModelFile
 from flax_sepconv.interop._rewrite import Write, rewrite
 from flax_sepconv.interop._variables import layers, load_variables, save_variables
 
-__all__ = ["from_layer", "layers", "load", "load_variables", "save", "save_variables", "to_layer"]
-
-_MODULES = ("keras", "tf_keras", "tensorflow")
+__all__ = [
+    "KerasLayer",
+    "Model",
+    "from_layer",
+    "from_model",
+    "layers",
+    "load",
+    "load_variables",
+    "save",
+    "save_variables",
+    "to_layer",
+]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
@@ -142,7 +154,8 @@ def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]
     """The config and the parameters of a live Keras layer.
 
     Args:
-        layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow.
+        layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow, or of a class made from it, of which the
+            arguments of its own are left out.
 
     Raises:
         ValueError: the layer is not built yet, or it holds float64 while JAX's 64-bit mode is off.
@@ -152,15 +165,60 @@ def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]
         >>> import keras, flax_sepconv.interop.keras as interop  # doctest: +SKIP
         >>> config, params = interop.from_layer(model.get_layer("separable_conv1d"))  # doctest: +SKIP
     """
-    cls = type(layer)
-    if cls.__name__ != "SeparableConv1D" or cls.__module__.partition(".")[0] not in _MODULES:
+    cls = separable_class(layer)
+    if cls is None:
         raise TypeError(f"`layer` must be a SeparableConv1D of Keras's; got {layer!r}.")
-    config = SeparableConv1DConfig(**_keras_config.from_keras(layer.get_config(), _is_keras2(cls)))
+    # A class of somebody's own may add entries to the config.
+    own = cls.get_config(layer) if type(layer) is not cls else layer.get_config()
+    config = SeparableConv1DConfig(**_keras_config.from_keras(own, _is_keras2(cls)))
     values = layer.get_weights()
     if not values:
         raise ValueError(f"`layer` must be built, by calling it or its `build`; got {layer!r}.")
     names = [weight.name for weight in config.weights(in_features=1)]
     return config, {name: on_device(value, name) for name, value in zip(names, values, strict=True)}
+
+
+class Model(NamedTuple):
+    """What `from_model` gives of a live model.
+
+    Attributes:
+        layers: its `SeparableConv1D` layers, as `load` gives those of a file.
+        variables: all its weights, as `load_variables` gives those of a file.
+    """
+
+    layers: dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]
+    variables: dict[str, Any]
+
+
+def from_model(model: Any) -> Model:
+    """Reads a live Keras model as `load` and `load_variables` read its file.
+
+    Args:
+        model: a built model of Keras 3, tf_keras or TensorFlow.
+
+    Returns:
+        `(layers, variables)`. A model that has no `get_config`, which no file can hold, has its layers by their names.
+
+    Raises:
+        ValueError: a layer is one that `from_layer` refuses, or an array is float64 while JAX's 64-bit mode is off.
+        TypeError: not a model.
+
+    Example:
+        >>> from flax_sepconv.interop import keras as interop
+        >>> layers, variables = interop.from_model(model)  # doctest: +SKIP
+        >>> y = flax_model.apply(variables, x)  # doctest: +SKIP
+    """
+    if not callable(getattr(model, "_flatten_layers", None)):
+        raise TypeError(f"`model` must be a model of Keras's; got {shown(model)}.")
+    separable, described = {}, {}
+    for path, layer, children in walk(model):
+        if separable_class(layer):
+            separable["/".join(path) or layer.name] = from_layer(layer)
+        described[path] = keras_layer(layer, children)
+    variables = jax.tree.map_with_path(
+        lambda at, value: on_device(value, f"`model`: {jax.tree_util.keystr(at)}"), to_flax(described)
+    )
+    return Model(separable, variables)
 
 
 def _is_keras2(cls: type) -> bool:
