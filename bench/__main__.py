@@ -44,9 +44,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--warm",
         type=float,
-        default=0.0,
+        default=80.0,
         metavar="MS",
-        help="milliseconds of runs that are not counted, at the beginning of each turn (default: one run)",
+        help="milliseconds of runs that no turn counts, for a steady state; 0 is one run after a rest (default: 80)",
     )
     add("--malloc", choices=("keep", "default"), default="keep", help="see bench/timing.py (default: keep)")
     add(

@@ -17,6 +17,7 @@ import flax_sepconv as fsc
 from bench.peers import Layer, Peer, Unavailable, on_gpu
 from bench.problem import Problem
 from bench.shapes import Shape
+from flax_sepconv._types import Implementation
 
 if on_gpu():
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -28,11 +29,12 @@ COMPILES = 3
 class Definition(NamedTuple):
     """A peer's layer for one problem.
 
-    `apply(params, x)` is the layer; `params` its own tree, with the problem's numbers; `weights(tree)` the depthwise
-    kernel, pointwise kernel and bias in such a tree; `channels_last` how `x` and the output lie.
+    `linear(params, x)` is the layer before its activation; `params` its own tree, with the problem's numbers;
+    `weights(tree)` the depthwise kernel, pointwise kernel and bias in such a tree; `channels_last` how `x` and the
+    output lie.
     """
 
-    apply: Callable[[Any, jax.Array], Any]
+    linear: Callable[[Any, jax.Array], Any]
     params: Any
     weights: Callable[[Any], tuple]
     channels_last: bool = True
@@ -43,7 +45,10 @@ def _peer(name: str, define: Callable[[Problem], Definition]) -> Peer:
 
 
 def _build(definition: Definition, problem: Problem) -> Layer:
-    apply, params, weights, channels_last = definition
+    linear, params, weights, channels_last = definition
+
+    def apply(params, x):
+        return jax.nn.relu(linear(params, x))
 
     def native(a):
         return jnp.asarray(a if channels_last else a.transpose(0, 2, 1))
@@ -103,7 +108,7 @@ def _temp_bytes(compiled) -> int:
     return -1 if analysis is None else analysis.temp_size_in_bytes
 
 
-def _ours(problem: Problem, implementation: str | None) -> Definition:
+def _ours(problem: Problem, implementation: Implementation | None) -> Definition:
     s = problem.shape
     config = fsc.SeparableConv1DConfig(
         s.filters,
@@ -137,7 +142,7 @@ def _stream_step(problem: Problem) -> Layer:
     """One step of a stream, whose state is all of the window but its last sample; the next state is computed too."""
     s = problem.shape
     config = fsc.SeparableConv1DConfig(
-        s.filters, s.kernel_size, padding="causal", depth_multiplier=s.multiplier
+        s.filters, s.kernel_size, padding="causal", depth_multiplier=s.multiplier, activation="relu"
     )
     _, params, *_ = _ours(problem, None)
     params = jax.tree.map(jnp.asarray, params)

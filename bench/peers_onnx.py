@@ -1,4 +1,4 @@
-"""ONNX Runtime: two `Conv` nodes on (batch, channels, length); inference only."""
+"""ONNX Runtime: two `Conv` nodes and `Relu` on (batch, channels, length); inference only."""
 
 import os
 
@@ -59,7 +59,8 @@ def _model(problem: Problem) -> onnx.ModelProto:
             dilations=[s.dilation],
             group=s.channels,
         ),
-        helper.make_node("Conv", ["h", "pointwise", "bias"], ["y"], kernel_shape=[1]),
+        helper.make_node("Conv", ["h", "pointwise", "bias"], ["z"], kernel_shape=[1]),
+        helper.make_node("Relu", ["z"], ["y"]),
     ]
     graph = helper.make_graph(
         nodes,

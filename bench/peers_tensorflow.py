@@ -41,7 +41,7 @@ def _build(problem: Problem) -> Layer:
             padding="VALID" if causal else s.padding.upper(),
             dilations=(1, s.dilation),
         )
-        return tf.nn.bias_add(y, bias)[:, 0]
+        return tf.nn.relu(tf.nn.bias_add(y, bias)[:, 0])
 
     @tf.function(autograph=False)
     def forward(*arguments):

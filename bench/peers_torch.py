@@ -21,7 +21,7 @@ COMPILE_SECONDS = 120
 
 
 class _Separable(nn.Module):
-    """Depthwise and pointwise convolution, padding within the former where it is the same on both sides."""
+    """Depthwise and pointwise convolution, padding within the former where it is the same on both sides, and relu."""
 
     def __init__(self, problem: Problem, channels_last: bool):
         super().__init__()
@@ -67,7 +67,7 @@ class _Separable(nn.Module):
     def forward(self, x):
         if self.pad is not None:
             x = nn.functional.pad(x, self.pad)
-        return self.pointwise(self.depthwise(x))
+        return torch.relu(self.pointwise(self.depthwise(x)))
 
 
 def _build(problem: Problem, channels_last: bool, wrap=lambda module: module) -> Layer:

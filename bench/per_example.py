@@ -15,6 +15,7 @@ import numpy as np
 
 import flax_sepconv as fsc
 from bench import timing
+from flax_sepconv._types import Implementation
 
 LENGTH, CHANNELS, WIDTH, CLASSES, KERNEL = 128, 9, 64, 6, 5
 BATCHES = (4, 16, 64, 256)
@@ -80,7 +81,7 @@ def _gradients(make):
     }
 
 
-def _sepconv(implementation: str | None):
+def _sepconv(implementation: Implementation | None):
     """The net of this library's layers: how it is applied, and the shapes of its parameters."""
 
     def make():

@@ -24,7 +24,7 @@ class Row:
     """One shape in one mode: milliseconds of ours, of the fastest peer and of plain lax, and the machine's least.
 
     `ratio` is the fastest peer's time over ours, above 1 where ours is faster; `spread` the quartiles of that
-    ratio taken round by round.
+    ratio taken round by round; `rested` the ratio after a rest and one run, if that was measured too.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Row:
     least: float
     ratio: float
     spread: tuple[float, float]
+    rested: float | None
 
     @property
     def tiny(self) -> bool:
@@ -75,6 +76,9 @@ def rows(results: Mapping, mode: str) -> list[Row]:
                 entry["least_ms"][mode],
                 ratio,
                 (low, high),
+                best["rested_ms"] / mine["rested_ms"]
+                if "rested_ms" in best and "rested_ms" in mine
+                else None,
             )
         )
     return found
@@ -190,6 +194,9 @@ def summary(mode: str, listed: list[Row]) -> str:
             least, name = min(to_lax)
             line += f"; {geometric_mean(r for r, _ in to_lax):.1f} times lax, least {least:.1f} ({name})"
         lines.append(line + ".")
+        rested = [row.rested for row in group if row.rested]
+        if rested:
+            lines.append(f"{title}, after a rest of 50 ms and one run: {geometric_mean(rested):.2f} times.")
     return "\n".join(lines)
 
 

@@ -7,9 +7,11 @@ separable layer of the same geometry stands for it.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
+from flax_sepconv._types import Padding
 from flax_sepconv._window import output_length, padding_amounts
 
 
@@ -29,7 +31,7 @@ class Shape:
     multiplier: int = 1
     strides: int = 1
     dilation: int = 1
-    padding: str = "same"
+    padding: Padding = "same"
     suite: str = "layers"
     source: str = ""
     gradient: bool = True
@@ -92,7 +94,7 @@ class Shape:
 def parse(text: str) -> Shape:
     """A shape from `B,L,C,F,K[,M,S,D[,padding]]`."""
     parts = [part.strip() for part in text.split(",")]
-    padding = parts.pop().lower() if parts and parts[-1].isalpha() else "same"
+    padding: Any = parts.pop().lower() if parts and parts[-1].isalpha() else "same"
     if padding not in ("same", "valid", "causal"):
         raise ValueError(f"the padding must be 'same', 'valid' or 'causal'; got {padding!r}.")
     if not 5 <= len(parts) <= 8 or not all(part.isdecimal() and int(part) for part in parts):

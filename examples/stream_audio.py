@@ -22,7 +22,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -62,7 +62,7 @@ class Spotter(nn.Module):
     def __call__(self, frames, lengths, position=None):
         """In a stream, `position` is the number of the first frame, and `lengths` are those of whole recordings."""
         x, arguments = frames, {} if position is None else {"position": position}
-        layers = (
+        layers: list[tuple[Literal["same", "causal"], int, int]] = (
             [("same", 5, 1)]
             + [("causal", 5, dilation) for dilation in (1, 2, 4, 6)]
             + [("same", 5, 1), ("same", 5, 2)]
@@ -137,7 +137,8 @@ def train(options: argparse.Namespace, console: Console) -> Any:
     voices = VOICES[:8] if options.short else VOICES
     words = vocabulary(voices, rng, others=14)
     recordings = [
-        speech(words, rng, count=rng.integers(2, 5)) for _ in range(BATCH if options.short else RECORDINGS)
+        speech(words, rng, count=int(rng.integers(2, 5)))
+        for _ in range(BATCH if options.short else RECORDINGS)
     ]
     heard = [features(before(each.sound)) for each in recordings]
     lengths = np.array([len(each) for each in heard])
@@ -296,7 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.listen is None:
         params = train(options, console)
         options.out.mkdir(parents=True, exist_ok=True)
-        np.savez(weights, **traverse_util.flatten_dict(params, sep="/"))
+        flat: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep="/"))
+        np.savez(weights, **flat)
         rng = np.random.default_rng(options.seed + 1)
         spoken = speech(vocabulary(TEST_VOICES, rng, others=8), rng, count=12 if options.short else 100)
         with wave.open(str(recording), "wb") as file:

@@ -33,7 +33,8 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
         by itself. Layers with `trainable=False` add nothing.
 
     Raises:
-        ValueError: `params` lacks a layer of `configs`.
+        ValueError: `params` lacks a layer of `configs`, or a weight has another shape than it would have there.
+        TypeError: a weight is not an array of real numbers, or `configs` neither a config nor a mapping of them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,7 +50,7 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
     for path, place in places.items():
         if place.config.trainable and place.weight.regularizer is not None:
             term = functools.partial(penalty, place.weight.argument("regularizer"), place.weight.regularizer)
-            total += jnp.sum(place(term, leaves[path], reduces=True))
+            total += jnp.sum(place(term, as_real(f"params[{place.path!r}]", leaves[path]), reduces=True))
     return total
 
 

@@ -152,18 +152,19 @@ def stream_step(
             f"{state.shape} and {state.dtype}. Start with `init_stream(config, {x.shape[:-2]}, {in_features}, "
             f"jnp.{x.dtype})`."
         )
-    bounded = position is not None or lengths is not None
-    if bounded:
-        position, lengths = _counted(position, lengths, x, config)
-        x = _ragged.where(_ragged.steps(lengths, length, position), x, config)
+    bounds = None if position is None and lengths is None else _counted(position, lengths, x, config)
+    if bounds:
+        first, last = bounds
+        x = _ragged.where(_ragged.steps(last, length, first), x, config)
     joined = jnp.concatenate([state, x], axis=time)
     state = lax.slice_in_dim(joined, length, None, axis=time)
     step = dataclasses.replace(config, padding="valid")
-    if not bounded:
+    if bounds is None:
         return separable_conv1d(params, joined, step), state
+    first, last = bounds
     y = separable_conv1d(params, joined, dataclasses.replace(step, activation=None))
-    ends = _window.output_length(lengths + _state_length(config), **step.geometry)
-    real = _ragged.steps(ends, length // config.strides, config.output_position(position))
+    ends = _window.output_length(last + _state_length(config), **step.geometry)
+    real = _ragged.steps(ends, length // config.strides, config.output_position(first))
     # Twice, as for `lengths` of `separable_conv1d`.
     return _ragged.where(real, _callables.activated(config, _ragged.where(real, y, config)), config), state
 

@@ -13,7 +13,6 @@ from jax.test_util import check_grads
 from flax_sepconv import activations
 from flax_sepconv.activations import ELU, LeakyReLU, ReLU, Softmax
 
-SHAPES = [(3, 4, 2), (1, 8, 6), (6,)]
 POINTS = np.array([-100, -7, -3, -2.5, -1, -0.5, -0.1, 0, 0.1, 0.5, 1, 2.5, 3, 6, 7, 80], np.float32)
 
 sigmoid = np.vectorize(lambda x: 1 / (1 + math.exp(-x)))
@@ -84,8 +83,13 @@ def test_every_name_is_defined_here():
         assert activations.get(name) is getattr(activations, name)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, (3, 4, 2)) for name in ELEMENTWISE),
+        *((name, shape) for name in OVER_AN_AXIS for shape in [(3, 4, 2), (1, 8, 6), (6,)]),
+    ],
+)
 def test_definitions(name, shape):
     x = 2 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
     y = activations.get(name)(jnp.asarray(x))
@@ -103,7 +107,7 @@ def test_values_at_special_points(name):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_derivatives_at_special_points(name):
     """Each lies between the slopes on the two sides, which differ in corners."""
-    derivative = jax.vmap(jax.grad(activations.get(name)))(jnp.asarray(POINTS))
+    derivative = jax.jit(jax.vmap(jax.grad(activations.get(name))))(jnp.asarray(POINTS))
     step, x, f = 1e-6, POINTS.astype(float), ELEMENTWISE[name]
     with np.errstate(over="ignore", under="ignore"):
         left, right = (f(x) - f(x - step)) / step, (f(x + step) - f(x)) / step
@@ -123,10 +127,14 @@ def test_derivatives_at_zero_are_tensorflows():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_is_kept(name, dtype):
     x = jax.random.normal(jax.random.key(0), (2, 3, 4), dtype)
-    activation = activations.get(name)
-    assert activation(x).dtype == dtype
-    gradient = jax.grad(lambda x: activation(x).astype(jnp.float32).sum())(x)
-    assert gradient.dtype == dtype
+
+    @jax.jit
+    def value_and_gradient(x):
+        y, vjp = jax.vjp(activations.get(name), x)
+        return y, *vjp(jnp.ones_like(y))
+
+    value, gradient = value_and_gradient(x)
+    assert value.dtype == gradient.dtype == dtype
     assert jnp.isfinite(gradient).all()
 
 

@@ -89,7 +89,7 @@ def test_data_with_more_digits_is_refused():
 @pytest.fixture(scope="module")
 def params():
     inputs = (jnp.ones(each.shape, each.dtype) for each in vowels.INPUTS)
-    return vowels.MODEL.init(jax.random.key(0), *inputs)["params"]
+    return jax.jit(vowels.MODEL.init)(jax.random.key(0), *inputs)["params"]
 
 
 @pytest.mark.parametrize("padding", [1e6, np.nan])
@@ -108,7 +108,8 @@ def test_padding_never_reaches_a_score(params, padding, longest):
 def test_padding_never_reaches_a_gradient(params):
     data = vowels.load("train").pick(slice(0, 270, 10))
     spoilt = data._replace(frames=np.where(data.real[..., None], data.frames, 1e6))
-    gradients = [jax.grad(vowels.loss)(params, part, jax.random.key(0)) for part in (data, spoilt)]
+    gradient = jax.jit(jax.grad(vowels.loss))
+    gradients = [gradient(params, part, jax.random.key(0)) for part in (data, spoilt)]
     jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
@@ -126,7 +127,7 @@ def command(*arguments):
     return [sys.executable, "-u", "-W", "error", str(EXAMPLES / "japanese_vowels.py"), *map(str, arguments)]
 
 
-EIGHT_EPOCHS = ("--epochs", 8, "--checkpoint-every", 1, "--out")
+THREE_EPOCHS = ("--epochs", 3, "--checkpoint-every", 1, "--out")
 
 
 def unwrapped(text):
@@ -139,7 +140,7 @@ def undisturbed(environment, tmp_path_factory):
     """The folder of a run, and what the run printed."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     done = subprocess.run(
-        command(*EIGHT_EPOCHS, out), env=environment, capture_output=True, text=True, check=True
+        command(*THREE_EPOCHS, out), env=environment, capture_output=True, text=True, check=True
     )
     return out, done.stdout
 
@@ -147,7 +148,7 @@ def undisturbed(environment, tmp_path_factory):
 def test_run_reports(undisturbed):
     out, printed = undisturbed
     for words in (
-        "epoch 8",
+        "epoch 3",
         "test accuracy",
         "parameters",
         "conv0/depthwise_kernel",
@@ -160,7 +161,7 @@ def test_run_reports(undisturbed):
 def test_constraints_hold_and_would_not_by_themselves(undisturbed):
     with np.load(undisturbed[0] / "params.npz") as flat:
         constrained = traverse_util.unflatten_dict(dict(flat), sep="/")
-    options = vowels.parse(["--epochs", "8", "--unconstrained"])
+    options = vowels.parse(["--epochs", "3", "--unconstrained"])
     train, test = vowels.standardized(vowels.load("train"), vowels.load("test").pick(slice(0, 9)))
     start, epoch = vowels.training(options, len(train.speakers))
     state = start()
@@ -168,13 +169,14 @@ def test_constraints_hold_and_would_not_by_themselves(undisturbed):
         state = epoch(state, train, test)
     kernels = report.constrained_kernels(constrained, vowels.CONFIGS)
     free_kernels = report.constrained_kernels(state.params, vowels.CONFIGS)
+    assert len(kernels) == 6
     for kernel, free in zip(kernels, free_kernels, strict=True):
         assert kernel.outside < 1e-5
         assert free.outside > 0.05, kernel.name
 
 
 def test_killed_run_ends_at_the_same_bits(undisturbed, environment, tmp_path):
-    run = command(*EIGHT_EPOCHS, tmp_path / "killed")
+    run = command(*THREE_EPOCHS, tmp_path / "killed")
     process = subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, text=True)
     while "checkpoint" not in process.stdout.readline():
         assert process.poll() is None
@@ -195,7 +197,7 @@ def test_finished_run_is_only_reported(undisturbed, environment):
     out, printed = undisturbed
     before = (out / "params.npz").read_bytes()
     again = subprocess.run(
-        command(*EIGHT_EPOCHS, out), env=environment, capture_output=True, text=True, check=True
+        command(*THREE_EPOCHS, out), env=environment, capture_output=True, text=True, check=True
     )
     assert unwrapped("is finished: nothing to train.") in unwrapped(again.stdout)
     assert again.stdout.partition("kernel")[2].splitlines() == printed.partition("kernel")[2].splitlines()
@@ -205,7 +207,7 @@ def test_finished_run_is_only_reported(undisturbed, environment):
 def test_other_options_are_refused_by_name(undisturbed):
     out, _ = undisturbed
     with pytest.raises(
-        SystemExit, match=r"has a run with seed=0, not 1; epochs=8, not 4\. Choose another folder"
+        SystemExit, match=r"has a run with seed=0, not 1; epochs=3, not 4\. Choose another folder"
     ):
         vowels.main(["--seed", "1", "--short", "--out", str(out)])
 

@@ -96,10 +96,11 @@ def test_half_precision_is_float32_rounded_once(init, mean, spread):
     ],
 )
 def test_fans(shape, fan_in, fan_out):
-    values = RandomUniform(-1, 1)(KEY, shape)
-    for mode, n in [("fan_in", fan_in), ("fan_out", fan_out), ("fan_avg", (fan_in + fan_out) / 2)]:
-        scaled = VarianceScaling(1.0, mode, "uniform")(KEY, shape)
-        np.testing.assert_allclose(scaled, values * math.sqrt(3 / n), rtol=1e-5, atol=1e-7)
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    inits = [RandomUniform(-1, 1), *(VarianceScaling(1.0, mode, "uniform") for mode in fans)]
+    values, *scaled = jax.jit(lambda key: [init(key, shape) for init in inits])(KEY)
+    for mode, each in zip(fans, scaled, strict=True):
+        np.testing.assert_allclose(each, values * math.sqrt(3 / fans[mode]), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

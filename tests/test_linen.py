@@ -23,7 +23,7 @@ def arguments_of(config):
     return {name: getattr(config, name) for name in signature if name not in ("parent", "name", "decode")}
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(reference.layers(activation="relu", batch_axes=st.integers(0, 2)))
 def test_the_module_is_the_function(layer):
     config, params, x = layer

@@ -94,6 +94,9 @@ def test_refusals():
         fsc.regularization_loss(PARAMS, {"conv": CONFIG})
     with pytest.raises(ValueError, match=r"'depthwise_kernel' with 3 axes, .* got the shape \(5, 3, 1, 1\)"):
         fsc.regularization_loss(jax.tree.map(lambda a: jnp.stack([a] * 5), PARAMS), CONFIG)
+    for other in (PARAMS["bias"] * 1j, jax.ShapeDtypeStruct((2,), "float32")):
+        with pytest.raises(TypeError, match=r"`params\['bias'\]` must (be an array|hold real numbers); got"):
+            fsc.regularization_loss(PARAMS | {"bias": other}, CONFIG)
     with pytest.raises(TypeError, match="`configs` must map paths like 'block/conv'"):
         fsc.regularization_loss(PARAMS, {("a", "conv"): CONFIG})
 

@@ -168,7 +168,9 @@ def test_an_older_file_written_back_loads_in_todays_keras(path, tmp_path):
     }
     keras.save(path, new, out)
     zoo.models(keras3)  # registers the classes of its own
-    for key, layer in loaded_by_keras("keras3", out).items():
+    layers = loaded_by_keras("keras3", out)
+    assert layers
+    for key, layer in layers.items():
         for value, expected in zip(layer.get_weights(), new[key].values(), strict=True):
             np.testing.assert_array_equal(value, expected)
 

@@ -39,7 +39,7 @@ def two_convolutions(state, x, *, multiplier, strides, dilation, pads):
     return np.einsum("fc,ncl->nfl", second[..., 0], y) + state.get("1.bias", np.zeros(len(second)))[:, None]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     reference.configs(), st.sets(st.sampled_from(["0.bias", "1.bias"])), st.integers(1, 4), st.integers(0, 99)
 )
@@ -75,7 +75,7 @@ def test_equals_its_definition(config, biases, in_features, seed):
     np.testing.assert_allclose(y if first else y.swapaxes(1, 2), expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(reference.layers(), st.sampled_from(["float32", "float16", "bfloat16"]))
 def test_there_and_back_to_the_last_bit(layer, dtype):
     config, params, _ = layer

@@ -85,7 +85,7 @@ def relatively_close(ours, theirs):
     assert np.abs(ours - theirs).max(initial=0) <= 1e-5 * max(np.abs(theirs).max(initial=0), 0.1)
 
 
-@settings(max_examples=200, suppress_health_check=list(hypothesis.HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(hypothesis.HealthCheck))
 @given(keras_layers(), st.integers(0, 2**31))
 def test_outputs_gradients_losses_and_shapes(layer, seed):
     config, params, x = layer
