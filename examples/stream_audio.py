@@ -22,7 +22,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -62,7 +62,7 @@ class Spotter(nn.Module):
     def __call__(self, frames, lengths, position=None):
         """In a stream, `position` is the number of the first frame, and `lengths` are those of whole recordings."""
         x, arguments = frames, {} if position is None else {"position": position}
-        layers: list[tuple[Literal["same", "causal"], int, int]] = (
+        layers: list[tuple[Any, int, int]] = (
             [("same", 5, 1)]
             + [("causal", 5, dilation) for dilation in (1, 2, 4, 6)]
             + [("same", 5, 1), ("same", 5, 2)]
