@@ -83,7 +83,7 @@ def test_what_a_symbolic_length_cannot_do_is_refused():
 
 
 @pytest.mark.parametrize("shape", ["2, 20, 3", "b, 21, 3"])
-# A sum over blocks, a loop, one dense convolution.
+# A sum over blocks, one of many taps, many multipliers.
 @pytest.mark.parametrize(("kernel_size", "multiplier"), [(5, 2), (12, 1), (5, 5)])
 def test_gradients_are_exported_too(kernel_size, multiplier, shape):
     config = fsc.SeparableConv1DConfig(4, kernel_size, padding="same", depth_multiplier=multiplier)

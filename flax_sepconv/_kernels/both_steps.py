@@ -20,30 +20,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv._dtypes import wide
-from flax_sepconv._kernels import dense, depthwise_step, dispatch, pointwise, primitive
-from flax_sepconv._window import Window
+from flax_sepconv._kernels import depthwise_step, pointwise, primitive
 
 AXES = {"input": "nlc", "kernel": "kcm", "pointwise": "cmf", "output": "nof"}
 PACKED_AXES = AXES | {"runs": "nl"}
 
 
-def compute(slots, *, platform: str | None, sharded: bool, window: Window, **params) -> jax.Array:
-    """The contraction as a platform computes it, one step after the other if it is not dense.
+def compute(slots, *, platform: str | None, sharded: bool, **params) -> jax.Array:
+    """The contraction as a platform computes it, one step after the other.
 
     The pointwise kernel's gradient needs the depthwise output of the forward pass. On a CPU XLA computes both once if
     they are in one program. Elsewhere it computes it again: without a barrier XLA would keep it, as large as the input.
     """
+    if params["result"] == "pointwise" and platform != "cpu":
+        slots = lax.optimization_barrier(dict(slots))
     contract = functools.partial(depthwise_step.compute, platform=platform, sharded=sharded)
-    if platform != "cpu":
-        slots = lax.optimization_barrier(dict(slots)) if params["result"] == "pointwise" else slots
-        return _steps(slots, contract=contract, window=window, **params)
-    channels, multiplier = slots["kernel"].shape[1:] if "kernel" in slots else slots["pointwise"].shape[:2]
-    dtype = next(iter(slots.values())).dtype
-    is_dense = dispatch.is_dense(window, channels, multiplier, params["implementation"])
-    if is_dense and dtype == wide(dtype) and "runs" not in slots:
-        return dense.compute(slots, params["result"], window, params["precision"], flat=not sharded)
-    return _steps(slots, contract=contract, window=window, flat=not sharded, **params)
+    return _steps(slots, contract=contract, flat=platform == "cpu" and not sharded, **params)
 
 
 def _steps(

@@ -11,12 +11,13 @@ to be safe; so it is for a symbolic length, under `jax.export`, which nothing el
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import export
+from jax import export, lax
 
 from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, packed, taps, xla_conv
 from flax_sepconv._window import Window
@@ -141,13 +142,6 @@ def plan(
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
 
 
-def is_dense(window: Window, channels: int, multiplier: int, implementation: str | None) -> bool:
-    """Whether both steps are faster as one dense convolution on CPUs: it has no, or hardly, more columns."""
-    size = window.kernel_size
-    columns_fit = size <= multiplier or (size * channels <= 64 and 4 * size <= 5 * multiplier)
-    return columns_fit and implementation is None and not export.is_symbolic_dim(window.length)
-
-
 _MODULES = (few, taps, blocked, kernel_gradient, in_place, packed, fft, xla_conv)
 FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
@@ -167,7 +161,8 @@ def contraction(plan: Plan, result: str, a, b, window: Window, precision, runs=N
     b = b.reshape(*b.shape[:-2], channels * multiplier)
     if result == "input":
         gradient = form(a.reshape(*a.shape[:-2], channels * multiplier), b, window, **sizes)
-        return gradient.reshape(*gradient.shape[:2], channels, multiplier).sum(3)
+        each = gradient.reshape(*gradient.shape[:2], channels, multiplier)
+        return functools.reduce(lax.add, [each[..., m] for m in range(multiplier)])
     a = jnp.broadcast_to(a[..., None], (*a.shape, multiplier)).reshape(*a.shape[:2], channels * multiplier)
     out = form(a, b, window, **sizes)
     return out.reshape(*out.shape[:-1], channels, multiplier)

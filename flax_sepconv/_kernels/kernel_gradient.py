@@ -31,12 +31,13 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, window: Window, width: int, block: int) -> "Blocks":
-        """Those of at most `width` taps and about `block` outputs, to which few need be added, without dilation."""
+        """Those of at most `width` taps and about `block` outputs, without dilation."""
         parts = -(-window.kernel_size // width)
         width = -(-window.kernel_size // parts)
         outputs = window.output_length
         sizes = range(max(width, block // 2), max(width, block) * 5 // 4 + 1)
-        block = min(reversed(sizes), key=lambda n: -outputs % n)
+        # What is added to fill blocks, what is read beyond them, and how much is written.
+        block = min(sizes, key=lambda n: 2 * (-outputs % n) + n + outputs * width / n)
         return cls(parts, width, block, outputs + -outputs % block)
 
 

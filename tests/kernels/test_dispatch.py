@@ -55,25 +55,6 @@ def test_a_name_is_heeded_on_every_platform(result, platform):
     }
 
 
-@pytest.mark.parametrize(
-    ("kernel_size", "channels", "multiplier", "dense"),
-    [
-        (8, 999, 8, True),
-        (9, 999, 8, False),
-        (5, 12, 4, True),
-        (5, 13, 4, False),
-        (6, 2, 4, False),
-        (3, 1, 1, False),
-    ],
-)
-def test_about_as_many_multipliers_as_taps_are_one_dense_convolution(
-    kernel_size, channels, multiplier, dense
-):
-    window = Window(4000, kernel_size, 1, 1, 0, 0)
-    assert dispatch.is_dense(window, channels, multiplier, None) == dense
-    assert not dispatch.is_dense(window, channels, multiplier, "taps")
-
-
 def test_in_float64_where_float32_would_lose_digits():
     window = Window(4000, 600, 1, 1, 0, 0)
     plans = {result: dispatch.plan(result, window, 64, "cpu") for result in ("output", "input", "kernel")}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_sepconv._kernels import blocked, dense, dispatch, kernel_gradient, taps, xla_conv
+from flax_sepconv._kernels import blocked, dispatch, kernel_gradient, taps, xla_conv
 from flax_sepconv._kernels.dispatch import Plan
 from flax_sepconv._window import Window
 from tests.reference import assert_close, contraction, windows
@@ -61,21 +61,6 @@ def test_every_form_is_the_definition(form, result, data):
         dispatch.contraction, Plan(form, sizes), result, window=window, precision="highest"
     )
     assert_close(jax.jit(compute)(*slots.values()), contraction(window, result, slots))
-
-
-@pytest.mark.parametrize("result", ["input", "kernel", "pointwise", "output"])
-@settings(max_examples=4)
-@given(window=windows(largest_kernel=5), m=few, seed=st.integers(0, 99), flat=st.booleans())
-def test_one_dense_convolution_is_both_steps(result, window, m, seed, flat):
-    slots = arrays(window, seed, m=m)
-    rng = np.random.default_rng(seed)
-    slots |= {
-        "pointwise": rng.normal(size=(3, m, 4)).astype("f"),
-        "output": rng.normal(size=(2, window.output_length, 4)).astype("f"),
-    }
-    slots.pop(result)
-    compute = functools.partial(dense.compute, result=result, window=window, precision="highest", flat=flat)
-    assert_close(jax.jit(compute)(slots), contraction(window, result, slots), 2e-5)
 
 
 @pytest.mark.parametrize("form", [taps, blocked])
