@@ -167,7 +167,7 @@ def test_constraints_hold_and_would_not_by_themselves(undisturbed):
     state = start()
     for _ in range(3):
         state = epoch(state, train, test)
-    kernels = report.constrained_kernels(constrained, vowels.CONFIGS)
+    kernels = list(report.constrained_kernels(constrained, vowels.CONFIGS))
     free_kernels = report.constrained_kernels(state.params, vowels.CONFIGS)
     assert len(kernels) == 6
     for kernel, free in zip(kernels, free_kernels, strict=True):
