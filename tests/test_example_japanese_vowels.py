@@ -161,7 +161,7 @@ def test_run_reports(undisturbed):
 def test_constraints_hold_and_would_not_by_themselves(undisturbed):
     with np.load(undisturbed[0] / "params.npz") as flat:
         constrained = traverse_util.unflatten_dict(dict(flat), sep="/")
-    options = vowels.parse(["--epochs", "3", "--unconstrained"])
+    options = vowels.parse(["--epochs", "8", "--unconstrained"])
     train, test = vowels.standardized(vowels.load("train"), vowels.load("test").pick(slice(0, 9)))
     start, epoch = vowels.training(options, len(train.speakers))
     state = start()
