@@ -109,9 +109,9 @@ def _outputs(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
         case call_p.name:
             return _note(eqn, inputs, found)
         case "scan":
-            consts, carry = params["num_consts"], params["num_carry"]
+            consts, carry = _scan_sizes(params)
             return _loop(
-                params["jaxpr"].jaxpr,
+                _open(params["jaxpr"]),
                 inputs[:consts],
                 inputs[consts:][:carry],
                 inputs[consts + carry :],
@@ -120,11 +120,11 @@ def _outputs(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
         case "while":
             of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
             carry = inputs[of_test + of_body :]
-            out = _loop(params["body_jaxpr"].jaxpr, inputs[of_test:][:of_body], carry, [], found)
-            _follow(params["cond_jaxpr"].jaxpr, [*inputs[:of_test], *out], found)
+            out = _loop(_open(params["body_jaxpr"]), inputs[of_test:][:of_body], carry, [], found)
+            _follow(_open(params["cond_jaxpr"]), [*inputs[:of_test], *out], found)
             return out
         case "cond":
-            branches = [_follow(branch.jaxpr, inputs[1:], found) for branch in params["branches"]]
+            branches = [_follow(_open(branch), inputs[1:], found) for branch in params["branches"]]
             return [_either(*origins) for origins in zip(*branches, strict=True)]
         case name if name in _SAME:
             return inputs
@@ -139,6 +139,19 @@ def _outputs(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
             return _follow(program, inputs, found)
         _follow(program, [computed] * len(program.invars), found)
     return outputs
+
+
+def _scan_sizes(params) -> tuple[int, int]:
+    """How many constants and carries a scan has, which JAX 0.12 keeps as parts of a tree."""
+    if "ft_in" in params:
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
+
+
+def _open(program) -> Jaxpr:
+    """The jaxpr within a closed one, which in JAX 0.12 may be one without."""
+    return program.jaxpr if isinstance(program, ClosedJaxpr) else program
 
 
 def _note(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
