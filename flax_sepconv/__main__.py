@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax_sepconv
-from flax_sepconv._keras_object import KerasObject
+from flax_sepconv._keras.objects import KerasObject
 from flax_sepconv._messages import printable
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop import _model_file, safetensors

@@ -15,7 +15,7 @@ from jax import lax
 from jax.export import is_symbolic_dim
 
 from flax_sepconv import activations, constraints, initializers, regularizers
-from flax_sepconv._keras_object import integer
+from flax_sepconv._keras.objects import integer
 from flax_sepconv._kernels import IMPLEMENTATIONS
 from flax_sepconv._messages import shown
 from flax_sepconv._window import PADDINGS

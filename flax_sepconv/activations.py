@@ -24,8 +24,8 @@ from typing import Annotated, Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from flax_sepconv._identifiers import Family, is_keras2, resolve, to_config
-from flax_sepconv._keras_object import Axes, KerasObject, NonNegative, Number, non_negative, widened
+from flax_sepconv._keras.identifiers import Family, is_keras2, resolve, to_config
+from flax_sepconv._keras.objects import Axes, KerasObject, NonNegative, Number, non_negative, widened
 
 __all__ = [
     "ELU",

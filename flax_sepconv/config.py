@@ -24,7 +24,6 @@ from jax.typing import DTypeLike
 from flax_sepconv import (
     _arguments,
     _callables,
-    _keras_config,
     _packed,
     _symbolic,
     _window,
@@ -32,7 +31,8 @@ from flax_sepconv import (
     initializers,
 )
 from flax_sepconv._arguments import check_shape
-from flax_sepconv._keras_object import integer
+from flax_sepconv._keras import layer_config
+from flax_sepconv._keras.objects import integer
 from flax_sepconv._messages import shown
 from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import as_integers
@@ -414,7 +414,7 @@ class SeparableConv1DConfig:
         Raises:
             ValueError: an argument is a callable that Keras has no name for, or the dtypes fit no Keras policy.
         """
-        return _keras_config.to_keras(self)
+        return layer_config.to_keras(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SeparableConv1DConfig:
@@ -436,7 +436,7 @@ class SeparableConv1DConfig:
             >>> fsc.SeparableConv1DConfig.from_config(config.get_config()) == config
             True
         """
-        return cls(**_keras_config.from_keras(config))
+        return cls(**layer_config.from_keras(config))
 
 
 def arguments_of(config: SeparableConv1DConfig | Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 from optax import projections
 
-from flax_sepconv._identifiers import Family, names_of, resolve, to_config
-from flax_sepconv._keras_object import Axes, KerasObject, check_axes, check_range, widened, within
+from flax_sepconv._keras.identifiers import Family, names_of, resolve, to_config
+from flax_sepconv._keras.objects import Axes, KerasObject, check_axes, check_range, widened, within
 
 __all__ = [
     "Constraint",

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import _dtypes, _stft
-from flax_sepconv._identifiers import Family, names_of, resolve, to_config
-from flax_sepconv._keras_object import (
+from flax_sepconv import _dtypes
+from flax_sepconv._keras import stft as _stft
+from flax_sepconv._keras.identifiers import Family, names_of, resolve, to_config
+from flax_sepconv._keras.objects import (
     KerasObject,
     Number,
     Positive,

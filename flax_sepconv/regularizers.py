@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from flax_sepconv._identifiers import Family, names_of, resolve, to_config
-from flax_sepconv._keras_object import KerasObject, NonNegative, one_of, widened
+from flax_sepconv._keras.identifiers import Family, names_of, resolve, to_config
+from flax_sepconv._keras.objects import KerasObject, NonNegative, one_of, widened
 
 __all__ = [
     "L1",

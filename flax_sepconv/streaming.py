@@ -23,7 +23,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from flax_sepconv import _arguments, _callables, _ragged, _window, activations
-from flax_sepconv._keras_object import integer
+from flax_sepconv._keras.objects import integer
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import as_array, as_integers, check_axes
 from flax_sepconv.config import SeparableConv1DConfig, check_config

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flax_sepconv import _keras_config
+from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop import _json
@@ -155,7 +155,7 @@ def settings(entry: Mapping, path: str, keras2: bool | None, budget: Budget) -> 
     budget.step(CONFIG_STEPS)
     try:
         _check_strings(entry["config"], budget)
-        return SeparableConv1DConfig(**_keras_config.from_keras(entry["config"], keras2))
+        return SeparableConv1DConfig(**layer_config.from_keras(entry["config"], keras2))
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"layer {shown(path)}: {error}") from None
 

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flax_sepconv import _keras_config, activations
+from flax_sepconv import activations
+from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -170,7 +171,7 @@ def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]
         raise TypeError(f"`layer` must be a SeparableConv1D of Keras's; got {layer!r}.")
     # A class of somebody's own may add entries to the config.
     own = cls.get_config(layer) if type(layer) is not cls else layer.get_config()
-    config = SeparableConv1DConfig(**_keras_config.from_keras(own, _is_keras2(cls)))
+    config = SeparableConv1DConfig(**layer_config.from_keras(own, _is_keras2(cls)))
     values = layer.get_weights()
     if not values:
         raise ValueError(f"`layer` must be built, by calling it or its `build`; got {layer!r}.")

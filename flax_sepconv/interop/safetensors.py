@@ -18,8 +18,9 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from flax_sepconv import _keras_config, activations
+from flax_sepconv import activations
 from flax_sepconv._arguments import FLOATS
+from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -209,7 +210,7 @@ def _config(written: Any) -> SeparableConv1DConfig:
     if written.get("activation") == _HARD_SIGMOID:
         own["activation"] = activations.hard_sigmoid_keras2
         del written["activation"]
-    return SeparableConv1DConfig(**_keras_config.from_keras(written, keras2=False) | own)
+    return SeparableConv1DConfig(**layer_config.from_keras(written, keras2=False) | own)
 
 
 def _package() -> Any:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_sepconv import _arguments, _validation, _window
-from flax_sepconv._keras_object import integer, non_negative
+from flax_sepconv._keras.objects import integer, non_negative
 from flax_sepconv._types import DataFormat
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop import _state_dict

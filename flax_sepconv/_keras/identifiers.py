@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from flax_sepconv._keras_object import KerasObject
+from flax_sepconv._keras.objects import KerasObject
 from flax_sepconv._messages import shown
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv._keras_object import values
+from flax_sepconv._keras.objects import values
 from flax_sepconv._messages import shown
 
 
