@@ -20,7 +20,8 @@ import flax_sepconv
 from flax_sepconv._keras.objects import KerasObject
 from flax_sepconv._messages import printable
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _model_file, safetensors
+from flax_sepconv.interop import safetensors
+from flax_sepconv.interop._files import model_file
 
 _FILE = "a .keras archive, a whole-model .h5 file, a SavedModel folder of Keras 2, or what `convert` wrote"
 
@@ -128,7 +129,7 @@ def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]
     """Reads the layers of any file that has some."""
     if safetensors.is_safetensors(path):
         return safetensors.read(path)
-    layers, note = _model_file.read(path)
+    layers, note = model_file.read(path)
     if note:
         _say(prog, f"note: {note}")
     return layers

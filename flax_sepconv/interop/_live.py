@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv.interop import _model_config
+from flax_sepconv.interop._files import description
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, weight_names
 
 MODULES = ("keras", "tf_keras", "tensorflow")
@@ -65,7 +65,7 @@ def _children(layer: Any) -> list[Any]:
     config = _plain(layer)
     if config is None:
         return below
-    described = {entry["config"].get("name") for entry in _model_config.entries_in(config)}
+    described = {entry["config"].get("name") for entry in description.entries_in(config)}
     return [child for child in below if child.name in described]
 
 

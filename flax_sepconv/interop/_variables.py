@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 from flax_sepconv._messages import shown
-from flax_sepconv.interop import _model_file
 from flax_sepconv.interop._arrays import on_device
+from flax_sepconv.interop._files import model_file
+from flax_sepconv.interop._files.placing import Placed
+from flax_sepconv.interop._files.rewrite import Write, rewrite
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, from_flax, to_flax
-from flax_sepconv.interop._rewrite import Write, rewrite
-from flax_sepconv.interop._whole_model import Placed
 
 
 def load_variables(path: str | os.PathLike) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def load_variables(path: str | os.PathLike) -> dict[str, Any]:
         >>> y = nn.Sequential([nn.Dense(3, name="dense")]).apply(variables, x)  # doctest: +SKIP
     """
     name = os.fsdecode(path)
-    with _model_file.opened(path) as file, _model_file.naming(name):
-        variables = to_flax({at: layer.read() for at, layer in _model_file.every_layer(file).items()})
+    with model_file.opened(path) as file, model_file.naming(name):
+        variables = to_flax({at: layer.read() for at, layer in model_file.every_layer(file).items()})
     return jax.tree.map_with_path(
         lambda at, value: on_device(value, f"{name}: {jax.tree_util.keystr(at)}"), variables
     )
@@ -86,7 +86,7 @@ def save_variables(path: str | os.PathLike, variables: Mapping[str, Any], out: s
         raise TypeError(
             f"`variables` must be a dict, as `load_variables` gives it; got {type(variables).__name__}."
         )
-    rewrite(path, out, lambda file: _writes(_model_file.every_layer(file), variables))
+    rewrite(path, out, lambda file: _writes(model_file.every_layer(file), variables))
 
 
 def layers(path: str | os.PathLike) -> dict[str, KerasLayer]:
@@ -110,8 +110,8 @@ def layers(path: str | os.PathLike) -> dict[str, KerasLayer]:
         >>> for name, layer in keras.layers("model.keras").items():  # doctest: +SKIP
         ...     print(name, layer.class_name, layer.config, [*layer.weights])
     """
-    with _model_file.opened(path) as file, _model_file.naming(path):
-        return {_joined(at): layer.read() for at, layer in _model_file.every_layer(file).items()}
+    with model_file.opened(path) as file, model_file.naming(path):
+        return {_joined(at): layer.read() for at, layer in model_file.every_layer(file).items()}
 
 
 def _writes(placed: Mapping[Path, Placed], variables: Mapping[str, Any]) -> list[Write]:

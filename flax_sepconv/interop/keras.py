@@ -38,12 +38,12 @@ from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
-from flax_sepconv.interop import _model_config, _model_file
 from flax_sepconv.interop._arrays import on_device
+from flax_sepconv.interop._files import description, model_file
+from flax_sepconv.interop._files.model_file import ModelFile
+from flax_sepconv.interop._files.rewrite import Write, rewrite
 from flax_sepconv.interop._flax_layers import KerasLayer, to_flax
 from flax_sepconv.interop._live import keras_layer, separable_class, walk
-from flax_sepconv.interop._model_file import ModelFile
-from flax_sepconv.interop._rewrite import Write, rewrite
 from flax_sepconv.interop._variables import layers, load_variables, save_variables
 
 __all__ = [
@@ -86,7 +86,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
         >>> for name, (config, params) in keras.load("model.keras").items():  # doctest: +SKIP
         ...     y = fsc.separable_conv1d(params, x, config)
     """
-    layers, note = _model_file.read(path)
+    layers, note = model_file.read(path)
     if note:
         warnings.warn(note, stacklevel=2)
     return {
@@ -225,7 +225,7 @@ def from_model(model: Any) -> Model:
 def _is_keras2(cls: type) -> bool:
     """Whether a class of Keras's is that of a version before 3, whose package may be `keras` or another."""
     package = sys.modules[cls.__module__.partition(".")[0]]
-    return package.__name__ != "keras" or bool(_model_config.is_keras2(package.__version__))
+    return package.__name__ != "keras" or bool(description.is_keras2(package.__version__))
 
 
 def to_layer(config: SeparableConv1DConfig, params: Mapping[str, Any], keras: Any = None) -> Any:

@@ -24,11 +24,11 @@ from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
-from flax_sepconv.interop import _bytes, _json
 from flax_sepconv.interop._arrays import on_device
-from flax_sepconv.interop._atomic import replacing
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._model_config import CONFIG_STEPS
+from flax_sepconv.interop._files import byte_source, untrusted_json
+from flax_sepconv.interop._files.atomic import replacing
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.description import CONFIG_STEPS
 
 __all__ = ["load", "save"]
 
@@ -111,10 +111,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
     package = _package()
     with contextlib.ExitStack() as stack:
         try:
-            source = _bytes.opened(path, stack)
+            source = byte_source.opened(path, stack)
             # The package takes a header of up to 100 MB, which makes gigabytes of objects.
-            if int.from_bytes(source.read(0, 8), "little") > _json.SIZE_LIMIT:
-                raise ValueError(f"its header has more than {_json.SIZE_LIMIT} bytes.")
+            if int.from_bytes(source.read(0, 8), "little") > untrusted_json.SIZE_LIMIT:
+                raise ValueError(f"its header has more than {untrusted_json.SIZE_LIMIT} bytes.")
             file = stack.enter_context(package.safe_open(os.fspath(path), "np"))
             return dict(_read(file))
         except (ValueError, TypeError, OverflowError, RecursionError, package.SafetensorError) as error:
@@ -126,7 +126,7 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
     if not os.path.isfile(path):
         return False
     with contextlib.ExitStack() as stack:
-        source = _bytes.opened(path, stack)
+        source = byte_source.opened(path, stack)
         return source.size > 8 and source.read(8, 1) == b"{"
 
 
@@ -172,7 +172,11 @@ def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]
 def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]]:
     metadata, names = file.metadata() or {}, set(file.keys())
     budget = Budget()
-    configs = _json.parse(metadata[_METADATA], budget) if _METADATA in metadata else _older(metadata, budget)
+    configs = (
+        untrusted_json.parse(metadata[_METADATA], budget)
+        if _METADATA in metadata
+        else _older(metadata, budget)
+    )
     if not isinstance(configs, dict) or len(configs) > _LAYER_LIMIT:
         raise ValueError("its metadata describes no layers, or more than any model has.")
     for layer, written in configs.items():
@@ -199,7 +203,7 @@ def _older(metadata: Mapping[str, str], budget: Budget) -> dict[str, Any]:
     """The configs in a file by version 0.1 of this library, which gave each layer an entry of its own."""
     if not metadata:
         raise ValueError("it has no configs.")
-    return {layer: _json.parse(text, budget) for layer, text in metadata.items()}
+    return {layer: untrusted_json.parse(text, budget) for layer, text in metadata.items()}
 
 
 def _config(written: Any) -> SeparableConv1DConfig:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flax_sepconv.interop._atomic import replacing
+from flax_sepconv.interop._files.atomic import replacing
 
 
 @pytest.mark.parametrize("name", ["no folder/file", "a file/file", "a folder"])

@@ -19,7 +19,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from flax_sepconv.interop import _budget, keras
+from flax_sepconv.interop import keras
+from flax_sepconv.interop._files.budget import Budget
 from tests.interop import fuzz, handmade
 from tests.interop.handmade import Maker
 
@@ -162,14 +163,14 @@ def budgets(monkeypatch):
         made.append(self)
         self.steps = self.held = 0
 
-    monkeypatch.setattr(_budget.Budget, "__init__", remembered)
+    monkeypatch.setattr(Budget, "__init__", remembered)
     return made
 
 
 @pytest.mark.parametrize("build", BUILT.values(), ids=BUILT)
 def test_a_file_that_would_cost_much_is_refused_within_the_budget(build, tmp_path, budgets, monkeypatch):
     for limit in ("STEPS", "BYTES"):  # a tenth of it, so that a tenth of such a file will do
-        monkeypatch.setattr(_budget.Budget, limit, getattr(_budget.Budget, limit) // 10)
+        monkeypatch.setattr(Budget, limit, getattr(Budget, limit) // 10)
     path = tmp_path / "m.keras"
     path.write_bytes(build())
     with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as refusal:
@@ -188,7 +189,7 @@ def test_layers_are_found_by_an_index(tmp_path, budgets):
 
     (tmp_path / "m.keras").write_bytes(hdf5(named_layers, OWN))
     assert len(keras.load(tmp_path / "m.keras")) == 300
-    assert budgets[0].steps < 0.1 * _budget.Budget.STEPS
+    assert budgets[0].steps < 0.1 * Budget.STEPS
 
 
 @pytest.mark.parametrize("seed", range(80))

@@ -19,9 +19,10 @@ import pytest
 import tf_keras
 
 import flax_sepconv as fsc
-from flax_sepconv.interop import _hdf5, _model_config, keras
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import Source
+from flax_sepconv.interop import keras
+from flax_sepconv.interop._files import description, hdf5
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import Source
 from tests.interop import zoo
 
 pytestmark = [
@@ -249,7 +250,7 @@ def test_float64_is_refused_rather_than_narrowed(saved):
 def test_only_keras_own_layer_counts(entry, is_ours):
     config = {"name": "s", "filters": 2, "kernel_size": [3]}
     model = {"class_name": "Sequential", "config": {"layers": [entry | {"config": config}]}}
-    assert bool(_model_config.read(json.dumps(model), None, Budget()).separable()) == is_ours
+    assert bool(description.read(json.dumps(model), None, Budget()).separable()) == is_ours
 
 
 def test_a_sequential_of_keras_1_is_a_bare_list():
@@ -257,7 +258,7 @@ def test_a_sequential_of_keras_1_is_a_bare_list():
         "class_name": "SeparableConvolution1D",
         "config": {"name": "s", "filters": 2, "kernel_size": [3]},
     }
-    (found,) = _model_config.read(
+    (found,) = description.read(
         json.dumps({"class_name": "Sequential", "config": [layer]}), None, Budget()
     ).separable()
     assert (found.path, found.settings.filters) == ("s", 2)
@@ -316,8 +317,8 @@ def test_class_names_are_written_as_keras_writes_them(class_name, snake):
     from keras.src.utils.naming import to_snake_case
     from tf_keras.src.utils.generic_utils import to_snake_case as to_snake_case_2
 
-    assert _model_config.snake_case(class_name, keras_2=False) == to_snake_case(class_name) == snake
-    assert _model_config.snake_case(class_name, keras_2=True) == to_snake_case_2(class_name)
+    assert description.snake_case(class_name, keras2=False) == to_snake_case(class_name) == snake
+    assert description.snake_case(class_name, keras2=True) == to_snake_case_2(class_name)
 
 
 def test_lists_of_names_that_keras_splits_over_attributes(saved, tmp_path):
@@ -346,7 +347,7 @@ def test_a_group_of_many_names(tmp_path):
         file["layer_7/x"] = np.arange(6, dtype="float32").reshape(2, 3)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open(tmp_path / "many.h5", "rb"))
-        root = _hdf5.File(Source(opened), Budget(), stack).root
+        root = hdf5.File(Source(opened), Budget(), stack).root
         assert set(root.names()) == {f"layer_{i}" for i in range(3000)}
         np.testing.assert_array_equal(root.get("layer_7/x").read(), np.arange(6).reshape(2, 3))
 

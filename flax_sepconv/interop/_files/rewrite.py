@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flax_sepconv.interop import _bytes, _model_file
-from flax_sepconv.interop._atomic import replacing
-from flax_sepconv.interop._bytes import MEBIBYTE, Source
-from flax_sepconv.interop._hdf5 import Dataset
-from flax_sepconv.interop._model_file import ModelFile
+from flax_sepconv.interop._files import byte_source, model_file
+from flax_sepconv.interop._files.atomic import replacing
+from flax_sepconv.interop._files.byte_source import MEBIBYTE, Source
+from flax_sepconv.interop._files.hdf5 import Dataset
+from flax_sepconv.interop._files.model_file import ModelFile
 
 
 class Write(NamedTuple):
@@ -60,8 +60,8 @@ def rewrite(path: str | os.PathLike, out: str | os.PathLike, writes: Writes) -> 
             f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
         )
     with contextlib.ExitStack() as stack:
-        with _model_file.naming(name):
-            original = _bytes.opened(path, stack)
+        with model_file.naming(name):
+            original = byte_source.opened(path, stack)
         mode = os.fstat(original.file.fileno()).st_mode
         _rewrite(original, stack.enter_context(replacing(out, mode)), writes, name)
 
@@ -70,7 +70,7 @@ def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str) -> Non
     original.file.seek(0)
     shutil.copyfileobj(original.file, copy)
     copy.flush()
-    with _model_file.opened(copy.name, name=name) as file:
+    with model_file.opened(copy.name, name=name) as file:
         try:
             pieces = _pieces(file, writes)
         except (ValueError, TypeError) as error:
@@ -127,7 +127,7 @@ def _verify(
         at = position + size
     if os.fstat(copy.fileno()).st_size != original.size:
         raise ValueError(f"{name}: it changed while it was copied.")
-    with _model_file.opened(copy.name, name=name) as file:
+    with model_file.opened(copy.name, name=name) as file:
         for there, value, _, what in writes(file):
             if there.read().tobytes() != np.asarray(value).tobytes():
                 raise ValueError(f"{name}: it is damaged: {what} cannot be written to it.")

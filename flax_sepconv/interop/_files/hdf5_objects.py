@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flax_sepconv.interop import _hdf5_messages as decode
-from flax_sepconv.interop import _hdf5_text
-from flax_sepconv.interop._bytes import Source
-from flax_sepconv.interop._hdf5_messages import Message
+from flax_sepconv.interop._files import hdf5_messages as decode
+from flax_sepconv.interop._files import hdf5_text
+from flax_sepconv.interop._files.byte_source import Source
+from flax_sepconv.interop._files.hdf5_messages import Message
 
 if TYPE_CHECKING:
-    from flax_sepconv.interop._hdf5 import File, Group
+    from flax_sepconv.interop._files.hdf5 import File, Group
 
 _STEP_BYTES = 256  # of a text, that take one step
 
@@ -53,7 +53,7 @@ class Object:
         self.file.budget.step()
         if name not in self._values:
             body = self.attributes.get(name.encode())
-            self._values[name] = None if body is None else _hdf5_text.value(self.file, body)
+            self._values[name] = None if body is None else hdf5_text.value(self.file, body)
         return self._values[name]
 
     @functools.cached_property

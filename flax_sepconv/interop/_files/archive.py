@@ -13,9 +13,9 @@ import struct
 import zlib
 from typing import BinaryIO, NamedTuple
 
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import MEBIBYTE, Source
-from flax_sepconv.interop._regions import Regions
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import MEBIBYTE, Source
+from flax_sepconv.interop._files.regions import Regions
 
 _DIRECTORY_LIMIT = 4 * MEBIBYTE
 _MEMBER_STEPS, _MEMBER_BYTES = 15, 500

@@ -16,8 +16,8 @@ from typing import Any
 from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _json
-from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._files import untrusted_json
+from flax_sepconv.interop._files.budget import Budget
 
 _NAME_LIMIT = 256
 # In steps: making a config, each value and each list in one, and anything else that has a class and a config.
@@ -107,7 +107,7 @@ def read(text: bytes | str, keras2: bool | None, budget: Budget) -> Layer:
         ValueError: it is not JSON, not a model's config, beyond all measure, or a `SeparableConv1D` in it has
             a config that Keras would refuse.
     """
-    entry = _json.parse(text, budget)
+    entry = untrusted_json.parse(text, budget)
     if not is_layer(entry):
         raise ValueError(
             "its model config is not one that Keras writes: it has no 'class_name' and 'config'."
@@ -177,12 +177,12 @@ class Names:
         return numbered
 
 
-def snake_case(class_name: str, keras_2: bool) -> str:
+def snake_case(class_name: str, keras2: bool) -> str:
     """A class's name as Keras writes it in lower case: `SeparableConv1D` is `separable_conv1d`."""
     name = re.sub(r"\W+", "", class_name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-    return f"private{name}" if keras_2 and name.startswith("_") else name
+    return f"private{name}" if keras2 and name.startswith("_") else name
 
 
 class _Reader:
@@ -204,7 +204,7 @@ class _Reader:
             raise ValueError(
                 f"its model config has a class whose name has more than {_NAME_LIMIT} characters."
             )
-        name = name if isinstance(name, str) and name else snake_case(class_name, keras_2=False)
+        name = name if isinstance(name, str) and name else snake_case(class_name, keras2=False)
         if max(len(name), len(slot)) > _NAME_LIMIT:
             raise ValueError(f"its model config has a name of more than {_NAME_LIMIT} characters.")
         self.budget.step(_LAYER_STEPS)

@@ -23,11 +23,11 @@ import functools
 import struct
 from collections.abc import Iterator
 
-from flax_sepconv.interop import _hdf5_messages as decode
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import Source
-from flax_sepconv.interop._hdf5_messages import Message
-from flax_sepconv.interop._hdf5_objects import Dataset, Object
+from flax_sepconv.interop._files import hdf5_messages as decode
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import Source
+from flax_sepconv.interop._files.hdf5_messages import Message
+from flax_sepconv.interop._files.hdf5_objects import Dataset, Object
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _UNDEFINED = 2**64 - 1

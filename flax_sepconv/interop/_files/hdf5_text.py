@@ -4,10 +4,10 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any
 
-from flax_sepconv.interop import _hdf5_messages as decode
+from flax_sepconv.interop._files import hdf5_messages as decode
 
 if TYPE_CHECKING:
-    from flax_sepconv.interop._hdf5 import File
+    from flax_sepconv.interop._files.hdf5 import File
 
 
 def value(file: "File", body: bytes) -> Any:

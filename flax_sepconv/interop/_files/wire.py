@@ -9,8 +9,8 @@ import struct
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import MEBIBYTE, Source
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import MEBIBYTE, Source
 
 SIZE_LIMIT = 32 * MEBIBYTE
 _BLOCK_LIMIT, _KEY_LIMIT = 16 * MEBIBYTE, 1024

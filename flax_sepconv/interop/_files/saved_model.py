@@ -7,7 +7,7 @@
     variables/variables.data-*  the shards, with the values; and, under the key _CHECKPOINTABLE_OBJECT_GRAPH, the
                                 graph of attributes, along which a path leads to a key
 
-Everything but the shards is made of the two formats of `_wire`.
+Everything but the shards is made of the two formats of `wire`.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ import numpy as np
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import _bytes, _json, _model_config, _wire
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import Source
+from flax_sepconv.interop._files import byte_source, description, untrusted_json, wire
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import Source
 
 _METADATA, _INDEX = "keras_metadata.pb", os.path.join("variables", "variables.index")
 _NAME_LIMIT, _SHARD_LIMIT, _RANK_LIMIT = 1024, 1000, 8
@@ -50,16 +50,16 @@ class Variable:
 
     def __init__(self, entry: bytes, shard: Callable[[int], Source], budget: Budget | None = None):
         budget = budget or Budget()
-        fields = _wire.fields(entry, budget, range(1, 8))
+        fields = wire.fields(entry, budget, range(1, 8))
         if 7 in fields:
             raise ValueError("its weights are stored in slices, as those of models on several machines are.")
-        dtype, number, self.position, size = (_wire.number(fields, each) for each in (1, 3, 4, 5))
-        dimensions = _wire.fields(fields.get(2, [b""])[0], budget, {2}).get(2, [])
+        dtype, number, self.position, size = (wire.number(fields, each) for each in (1, 3, 4, 5))
+        dimensions = wire.fields(fields.get(2, [b""])[0], budget, {2}).get(2, [])
         if len(dimensions) > _RANK_LIMIT:
             raise ValueError(
                 "it is damaged: one of its SeparableConv1D weights has more axes than any array."
             )
-        self.shape = tuple(_wire.number(_wire.fields(each, budget, {1}), 1) for each in dimensions)
+        self.shape = tuple(wire.number(wire.fields(each, budget, {1}), 1) for each in dimensions)
         if dtype not in _DTYPES:
             raise ValueError("one of its SeparableConv1D weights does not hold floating-point numbers.")
         self.dtype = _DTYPES[dtype].newbyteorder("<")
@@ -104,8 +104,8 @@ def read(
     names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack), budget), budget)
     if not separable:
         return {}
-    index = _wire.table(_open(folder, _INDEX, stack), budget)
-    shards = _wire.fields(index.get(b"", b""), budget, {1}).get(1, [1])[0]
+    index = wire.table(_open(folder, _INDEX, stack), budget)
+    shards = wire.fields(index.get(b"", b""), budget, {1}).get(1, [1])[0]
 
     @functools.cache
     def shard(number: int) -> Source:
@@ -118,10 +118,10 @@ def read(
         return Variable(index.get(key, b""), shard, budget)
 
     graph = _Graph(index.get(_GRAPH, b""), shard, budget)
-    layers, used = {}, _model_config.Names()
+    layers, used = {}, description.Names()
     for path, entry in separable.items():
         name = used.unused("/".join(_names_along(path, names, budget)))
-        settings = _model_config.settings(entry, name, keras2, budget)
+        settings = description.settings(entry, name, keras2, budget)
         variables = {weight.name: variable(graph.key(path, weight.name)) for weight in settings.weights(1)}
         _, channels, _ = (*variables["depthwise_kernel"].shape, 0, 0, 0)[:3]
         shapes = {weight.name: weight.shape for weight in settings.weights(channels)}
@@ -136,15 +136,15 @@ def read(
 def _open(folder: str, name: str, stack: contextlib.ExitStack) -> Source:
     path = os.path.join(folder, name)
     try:
-        return _bytes.opened(path, stack, folder)
+        return byte_source.opened(path, stack, folder)
     except FileNotFoundError:
         raise ValueError(f"it is a SavedModel without its {name!r}.") from None
 
 
 def _whole(source: Source, budget: Budget) -> bytes:
-    if source.size > _wire.SIZE_LIMIT:
+    if source.size > wire.SIZE_LIMIT:
         raise ValueError(
-            f"it has a file of {source.size} bytes, where no model needs more than {_wire.SIZE_LIMIT}."
+            f"it has a file of {source.size} bytes, where no model needs more than {wire.SIZE_LIMIT}."
         )
     budget.hold(source.size)
     return source.read(0, source.size)
@@ -153,22 +153,22 @@ def _whole(source: Source, budget: Budget) -> bytes:
 def _nodes(metadata: bytes, budget: Budget) -> tuple[dict[str, str], dict[str, Mapping], bool]:
     """The name of each layer and the entry of each `SeparableConv1D`, by their paths; whether Keras 2 wrote them."""
     names, separable, keras2 = {}, {}, None
-    for node in _wire.fields(metadata, budget, {1}).get(1, []):
+    for node in wire.fields(metadata, budget, {1}).get(1, []):
         budget.step(_NODE_STEPS)
-        fields = _wire.fields(node, budget, {3, 5})
+        fields = wire.fields(node, budget, {3, 5})
         try:
             path, text = (fields.get(each, [b""])[0].decode() for each in (3, 5))
         except (AttributeError, UnicodeDecodeError):
             raise ValueError("its keras_metadata.pb is damaged.") from None
-        entry = _without_tuples(_json.parse(text or "null", budget))
+        entry = _without_tuples(untrusted_json.parse(text or "null", budget))
         if not isinstance(entry, dict):
             continue
         if path == _ROOT:
-            keras2 = _model_config.is_keras2(entry.get("keras_version"))
+            keras2 = description.is_keras2(entry.get("keras_version"))
         names[path] = str(entry.get("name", path.rpartition(".")[2]))
         if max(len(path), len(names[path])) > _NAME_LIMIT:
             raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
-        if _model_config.is_layer(entry) and _model_config.is_separable(entry):
+        if description.is_layer(entry) and description.is_separable(entry):
             separable[path] = entry
     # The model's own entry has the version. No Keras but 2 has ever written this file.
     return names, separable, keras2 is not False
@@ -204,14 +204,14 @@ class _Graph:
 
     def __init__(self, entry: bytes, shard: Callable[[int], Source], budget: Budget):
         self._budget = budget
-        fields = _wire.fields(entry, budget, {3, 4, 5})
-        number, position, size = (_wire.number(fields, each) for each in (3, 4, 5))
-        if size > _wire.SIZE_LIMIT:
+        fields = wire.fields(entry, budget, {3, 4, 5})
+        number, position, size = (wire.number(fields, each) for each in (3, 4, 5))
+        if size > wire.SIZE_LIMIT:
             raise ValueError("it is damaged: the graph of its objects is larger than any model's.")
         budget.hold(size)
         stored = shard(number).read(position, size)
-        _, at = _wire.varint(stored, 0)
-        self._nodes = _wire.fields(stored[at + 4 :], budget, {1}).get(1, [])
+        _, at = wire.varint(stored, 0)
+        self._nodes = wire.fields(stored[at + 4 :], budget, {1}).get(1, [])
         self._read: dict[int, tuple[dict[bytes, int], Any]] = {}
 
     def key(self, path: str, weight: str) -> bytes:
@@ -231,9 +231,9 @@ class _Graph:
         if not 0 <= at < len(self._nodes):
             raise ValueError("it is damaged: the graph of its objects does not have all of them.")
         if at not in self._read:
-            fields = _wire.fields(self._nodes[at], self._budget, {1, 2})
-            links = [_wire.fields(each, self._budget, {1, 2}) for each in fields.get(1, [])]
-            values = [_wire.fields(each, self._budget, {3}) for each in fields.get(2, [])]
-            targets = {link[2][0]: _wire.number(link, 1) for link in links if 2 in link}
+            fields = wire.fields(self._nodes[at], self._budget, {1, 2})
+            links = [wire.fields(each, self._budget, {1, 2}) for each in fields.get(1, [])]
+            values = [wire.fields(each, self._budget, {3}) for each in fields.get(2, [])]
+            targets = {link[2][0]: wire.number(link, 1) for link in links if 2 in link}
             self._read[at] = targets, next((value[3][0] for value in values if 3 in value), None)
         return self._read[at]

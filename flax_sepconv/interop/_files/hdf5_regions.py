@@ -3,10 +3,10 @@
 import collections
 import math
 
-from flax_sepconv.interop import _hdf5_messages as decode
-from flax_sepconv.interop import _hdf5_text
-from flax_sepconv.interop._hdf5 import Dataset, File, Group
-from flax_sepconv.interop._regions import Regions
+from flax_sepconv.interop._files import hdf5_messages as decode
+from flax_sepconv.interop._files import hdf5_text
+from flax_sepconv.interop._files.hdf5 import Dataset, File, Group
+from flax_sepconv.interop._files.regions import Regions
 
 _VARIABLE, _NESTED = 9, (6, 10)  # datatypes of which the data is elsewhere, or may be
 
@@ -89,4 +89,4 @@ def _take_attributes(here: Group | Dataset) -> None:
             for at in range(0, min(16 * count, len(data) - 15), 16):
                 length, collection, _ = decode.unpack("<IQI", data[at:])
                 if length:
-                    _hdf5_text.heap(here.file, collection)
+                    hdf5_text.heap(here.file, collection)

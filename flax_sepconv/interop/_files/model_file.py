@@ -18,22 +18,22 @@ import numpy as np
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import (
-    _archive,
-    _bytes,
-    _hdf5,
-    _hdf5_regions,
-    _json,
-    _model_config,
-    _saved_model,
-    _weights,
-    _whole_model,
+from flax_sepconv.interop._files import (
+    archive,
+    byte_source,
+    description,
+    hdf5,
+    hdf5_regions,
+    pairing,
+    placing,
+    saved_model,
+    untrusted_json,
 )
-from flax_sepconv.interop._budget import Budget
-from flax_sepconv.interop._bytes import Source
+from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import Source
+from flax_sepconv.interop._files.placing import Placed
+from flax_sepconv.interop._files.regions import Regions
 from flax_sepconv.interop._flax_layers import Path
-from flax_sepconv.interop._regions import Regions
-from flax_sepconv.interop._whole_model import Placed
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _REASON_LIMIT = 1000
@@ -167,20 +167,20 @@ def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None
 def _read(path: str | os.PathLike, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
     if os.path.isdir(path):
         folder = os.fsdecode(path)
-        if not _saved_model.is_saved_model(folder):
+        if not saved_model.is_saved_model(folder):
             raise ValueError("it is a folder, and no SavedModel. A .keras or .h5 file would do.")
-        found = _saved_model.read(folder, stack, budget)
+        found = saved_model.read(folder, stack, budget)
         return ModelFile({key: Found(config, [weights]) for key, (config, weights) in found.items()}, [])
-    source = _bytes.opened(path, stack)
-    if _archive.is_archive(source):
+    source = byte_source.opened(path, stack)
+    if archive.is_archive(source):
         return _read_archive(source, stack, budget)
-    if _hdf5.is_hdf5(source):
+    if hdf5.is_hdf5(source):
         return _read_hdf5(source, stack, budget)
     raise ValueError("it is neither a .keras archive nor an HDF5 file, whatever its name says.")
 
 
 def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
-    entries = _archive.members(whole, budget)
+    entries = archive.members(whole, budget)
     members = {member.name: member for member in entries}
     if _WEIGHTS not in members or _CONFIG not in members:
         raise ValueError(
@@ -189,19 +189,19 @@ def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) ->
         )
 
     def text(name: str) -> bytes:
-        source = _archive.content(whole, members[name], _json.SIZE_LIMIT)
+        source = archive.content(whole, members[name], untrusted_json.SIZE_LIMIT)
         return source.read(0, source.size)
 
-    metadata: Any = _json.parse(text(_METADATA), budget) if _METADATA in members else {}
-    keras2 = _model_config.is_keras2(metadata.get("keras_version")) if isinstance(metadata, dict) else None
-    model = _model_config.read(text(_CONFIG), keras2, budget)
-    source = _archive.content(whole, members[_WEIGHTS])
-    file = _hdf5.File(source, budget, stack)
-    places, unknown = _weights.in_archive(model, file.root, keras_2=bool(keras2))
+    metadata: Any = untrusted_json.parse(text(_METADATA), budget) if _METADATA in members else {}
+    keras2 = description.is_keras2(metadata.get("keras_version")) if isinstance(metadata, dict) else None
+    model = description.read(text(_CONFIG), keras2, budget)
+    source = archive.content(whole, members[_WEIGHTS])
+    file = hdf5.File(source, budget, stack)
+    places, unknown = pairing.in_archive(model, file.root, keras2=bool(keras2))
     layers = _by_name(places)
 
     def every() -> dict[Path, Placed]:
-        found = _whole_model.in_archive(model, file.root, bool(keras2), places)
+        found = placing.in_archive(model, file.root, bool(keras2), places)
         _check_apart((placed.places for placed in found.values()), budget)
         return found
 
@@ -210,16 +210,16 @@ def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) ->
 
     def regions(weights: dict[int, str]) -> Regions:
         taken = Regions(budget)
-        _archive.take_regions(whole, entries, members[_WEIGHTS], taken)
-        _hdf5_regions.take_regions(file, weights, taken)
+        archive.take_regions(whole, entries, members[_WEIGHTS], taken)
+        hdf5_regions.take_regions(file, weights, taken)
         return taken
 
-    checksums = _archive.checksum_positions(whole, members[_WEIGHTS])
+    checksums = archive.checksum_positions(whole, members[_WEIGHTS])
     return ModelFile(layers, unknown, source, checksums, regions, every)
 
 
 def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
-    file = _hdf5.File(source, budget, stack)
+    file = hdf5.File(source, budget, stack)
     root = file.root
     config, weights = root.attribute("model_config"), root.group("model_weights")
     if not isinstance(config, str) or weights is None:
@@ -227,26 +227,26 @@ def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> M
             "it is an HDF5 file without a model's config, which a file of weights alone is. A file saved with "
             "`model.save('name.keras')` or `model.save('name.h5')` would do."
         )
-    keras2 = _model_config.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
-    model = _model_config.read(config, keras2, budget)
-    places, unknown = _weights.in_hdf5(model, weights)
+    keras2 = description.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
+    model = description.read(config, keras2, budget)
+    places, unknown = pairing.in_hdf5(model, weights)
 
     def every() -> dict[Path, Placed]:
-        found = _whole_model.in_hdf5(model, weights)
+        found = placing.in_hdf5(model, weights)
         _check_apart((placed.places for placed in found.values()), budget)
         return found
 
     def regions(weights: dict[int, str]) -> Regions:
         taken = Regions(budget)
-        _hdf5_regions.take_regions(file, weights, taken)
+        hdf5_regions.take_regions(file, weights, taken)
         return taken
 
     return ModelFile(_by_name(places), unknown, source, (), regions, every)
 
 
-def _by_name(places: _weights.Places) -> dict[str, Found]:
+def _by_name(places: pairing.Places) -> dict[str, Found]:
     """The layers by their paths of names."""
-    names = _model_config.Names()
+    names = description.Names()
     return {
         names.unused(layer.path): Found(layer.settings, where)
         for layer, where in places.items()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._files.budget import Budget
 
 # Keras's configs are nested some 20 deep.
 SIZE_LIMIT, _DEPTH_LIMIT = 16 * 2**20, 200

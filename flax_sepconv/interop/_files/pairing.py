@@ -23,8 +23,8 @@ from typing import TypeAlias
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop._hdf5 import Dataset, Group
-from flax_sepconv.interop._model_config import Layer, snake_case
+from flax_sepconv.interop._files.description import Layer, snake_case
+from flax_sepconv.interop._files.hdf5 import Dataset, Group
 
 Weights: TypeAlias = dict[str, Dataset]
 """The weights of a layer by their names in `params`."""
@@ -35,13 +35,13 @@ Places: TypeAlias = dict[Layer, list[Weights]]
 _LEAVES = ("depthwise_kernel", "pointwise_kernel", "bias")
 
 
-def in_archive(model: Layer, root: Group, keras_2: bool) -> tuple[Places, list[str]]:
+def in_archive(model: Layer, root: Group, keras2: bool) -> tuple[Places, list[str]]:
     """The places of all weights in the HDF5 file of Keras's own format.
 
     Args:
         model: the tree of its layers.
         root: the file's root.
-        keras_2: whether a Keras 2 wrote it, which counts shared layers otherwise.
+        keras2: whether a Keras 2 wrote it, which counts shared layers otherwise.
 
     Returns:
         The places, and the groups that look like the weights of layers which the config does not describe.
@@ -49,7 +49,7 @@ def in_archive(model: Layer, root: Group, keras_2: bool) -> tuple[Places, list[s
     Raises:
         ValueError: a layer's weights are missing, or it cannot be told which are whose.
     """
-    groups = groups_by_rule(model, root, keras_2)
+    groups = groups_by_rule(model, root, keras2)
     layers = [layer for layer in model.separable() if layer.same_as is None]
     places: Places = {}
     taken: set[int] = set()
@@ -107,9 +107,7 @@ def in_hdf5(model: Layer, root: Group) -> tuple[Places, list[str]]:
     return {layer: places[layer] for layer in model.separable() if layer in places}, unknown
 
 
-def groups_by_rule(
-    model: Layer, root: Group, keras_2: bool, every: bool = False
-) -> dict[Layer, Group | None]:
+def groups_by_rule(model: Layer, root: Group, keras2: bool, every: bool = False) -> dict[Layer, Group | None]:
     """The group of each layer where every class holds its layers as its config names them.
 
     Of the layers that are or hold a `SeparableConv1D`, or of every one.
@@ -125,14 +123,14 @@ def groups_by_rule(
             group = groups[layer]
             group = group.group(slot) if group else None
             if child.in_list and group:
-                name = snake_case(child.class_name, keras_2)
+                name = snake_case(child.class_name, keras2)
                 number = used[slot, name]
                 # Keras 3 counts every layer. What Keras 2 counts has changed, but it has a group for each.
-                if keras_2 and slot not in numbers:
+                if keras2 and slot not in numbers:
                     numbers[slot] = _numbers(group)
-                if keras_2 and number < len(numbers[slot].get(name, ())):
+                if keras2 and number < len(numbers[slot].get(name, ())):
                     number = numbers[slot][name][number]
-                used[slot, name] += not (keras_2 and child.same_as)
+                used[slot, name] += not (keras2 and child.same_as)
                 group = group.group(f"{name}_{number}" if number else name) if every or child.holds else None
             if every or child.holds:
                 groups[child] = group

@@ -13,10 +13,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from flax_sepconv.interop import _model_config, _weights
+from flax_sepconv.interop._files import description, pairing
+from flax_sepconv.interop._files.description import Layer
+from flax_sepconv.interop._files.hdf5 import Dataset, Group
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, is_known, named, weight_names
-from flax_sepconv.interop._hdf5 import Dataset, Group
-from flax_sepconv.interop._model_config import Layer
 
 # Beside the layers, Keras's own format has these in the model's group.
 _NO_LAYERS = ("optimizer", "metrics")
@@ -50,16 +50,16 @@ class Placed:
         return KerasLayer(self.class_name, self.config, weights)
 
 
-def in_archive(model: Layer, root: Group, keras_2: bool, found: _weights.Places) -> dict[Path, Placed]:
+def in_archive(model: Layer, root: Group, keras2: bool, found: pairing.Places) -> dict[Path, Placed]:
     """The layers of a file in Keras's own format, in the order of the model.
 
     Args:
         model: the tree of its layers.
         root: the root of its HDF5 file.
-        keras_2: whether a Keras 2 wrote it.
+        keras2: whether a Keras 2 wrote it.
         found: the weights of the `SeparableConv1D` layers, some of which no rule finds.
     """
-    groups = _weights.groups_by_rule(model, root, keras_2, every=True)
+    groups = pairing.groups_by_rule(model, root, keras2, every=True)
     # By the addresses of their groups; the group of an array is `vars`, in the layer's.
     owners = {
         array.parent.parent.address: layer
@@ -99,7 +99,7 @@ def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
     """
     places: dict[Layer, list[dict[str, Dataset]]] = collections.defaultdict(list)
     holders = {child.name: child for child in model.children if child.is_layer}
-    for name in dict.fromkeys((*_weights.attribute_list(root, "layer_names"), "top_level_model_weights")):
+    for name in dict.fromkeys((*pairing.attribute_list(root, "layer_names"), "top_level_model_weights")):
         group = root.group(name)
         if group is not None:
             for layer, arrays in _shared_out(holders.get(name, model), group).items():
@@ -115,7 +115,7 @@ def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
         by_name[layer.name].append(layer)
     found: dict[Layer, dict[str, Dataset]] = collections.defaultdict(dict)
     nameless: dict[tuple[str, ...], dict[str, Dataset]] = collections.defaultdict(dict)
-    for full in _weights.attribute_list(group, "weight_names"):
+    for full in pairing.attribute_list(group, "weight_names"):
         array = group.get(full)
         if not isinstance(array, Dataset) or not array.is_float:
             continue
@@ -149,7 +149,7 @@ def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
 def _by_path(model: Layer, places: dict[Layer, list[dict[str, Dataset]]]) -> dict[Path, Placed]:
     """The layers by their paths: those that hold no other, and of the others those that have arrays of their own."""
     found: dict[Path, Placed] = {}
-    names = _model_config.Names()
+    names = description.Names()
     for path, layer in _paths(model, ()):
         if layer.same_as is None and (layer in places or not any(child.is_layer for child in layer.children)):
             numbered = names.unused("/".join(path))

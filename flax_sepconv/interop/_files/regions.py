@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from flax_sepconv.interop._budget import Budget
+from flax_sepconv.interop._files.budget import Budget
 
 
 class _Range(NamedTuple):
