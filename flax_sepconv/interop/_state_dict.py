@@ -112,12 +112,14 @@ def with_batch_norm(
     )
 
 
-def batch_norms_between(state_dict: Mapping[str, Any], first: str, second: str) -> list[str]:
-    """The prefixes of the BatchNorms whose names stand between those of two modules."""
+def names_between(
+    state_dict: Mapping[str, Any], first: str, second: str, batch_norm: str | None
+) -> list[str]:
+    """The names that stand between those of two modules and are not of the BatchNorm that is folded."""
     keys = [str(key) for key in state_dict]
     begin, end = ([at for at, key in enumerate(keys) if key.startswith(prefix)] for prefix in (first, second))
-    between = keys[begin[-1] : end[0]] if begin and end else []
-    return [key.removesuffix("running_mean") for key in between if key.endswith("running_mean")]
+    between = keys[begin[-1] + 1 : end[0]] if begin and end else []
+    return [key for key in between if batch_norm is None or not key.startswith(batch_norm)]
 
 
 def _normalized(v: np.ndarray, g: np.ndarray, key: str) -> np.ndarray:

@@ -86,7 +86,8 @@ def from_state_dict(
             is given that the weights determine.
 
     Warns:
-        UserWarning: by the order of names a BatchNorm is between the two convolutions, and was not given.
+        UserWarning: by the order of names something is between the two convolutions, such as a BatchNorm that was not
+            given.
 
     Example:
         >>> import numpy as np
@@ -133,13 +134,9 @@ def from_state_dict(
         first = _state_dict.with_batch_norm(
             first, state_dict, depthwise_batch_norm, eps, "depthwise_batch_norm"
         )
-    elif between := _state_dict.batch_norms_between(state_dict, depthwise, pointwise):
-        warnings.warn(
-            f"`state_dict` has a BatchNorm {between[0]!r} between {depthwise!r} and {pointwise!r}, which is left out. "
-            f"If it is between the two, pass depthwise_batch_norm={between[0]!r}, with its `eps`; if not, leave "
-            "its entries out of `state_dict`.",
-            stacklevel=2,
-        )
+    between = _state_dict.names_between(state_dict, depthwise, pointwise, depthwise_batch_norm)
+    if between:
+        warnings.warn(_left_out(between, depthwise, pointwise), stacklevel=2)
     if pointwise_batch_norm is not None:
         second = _state_dict.with_batch_norm(
             second, state_dict, pointwise_batch_norm, eps, "pointwise_batch_norm"
@@ -220,6 +217,21 @@ def to_state_dict(
         state[pointwise + "bias"] = np.asarray(params["bias"])
     state = {key: value.copy() for key, value in state.items()}
     return _tensors(state) if tensors else state
+
+
+def _left_out(between: list[str], depthwise: str, pointwise: str) -> str:
+    """A warning of modules whose names stand between those of the convolutions."""
+    norms = [name.removesuffix("running_mean") for name in between if name.endswith("running_mean")]
+    what = f"a BatchNorm {norms[0]!r}" if norms else repr(between[0])
+    then = (
+        f"pass depthwise_batch_norm={norms[0]!r}, with its `eps`"
+        if norms
+        else "the two are no depthwise separable convolution"
+    )
+    return (
+        f"`state_dict` has {what} between {depthwise!r} and {pointwise!r}, which is left out. If it is between the "
+        f"two, {then}; if not, leave its entries out of `state_dict`."
+    )
 
 
 def _padding(padding, kernel_size: int, strides, dilation_rate, one_axis: bool) -> Any:

@@ -457,6 +457,25 @@ def test_a_batch_norm_that_was_not_given_is_named_and_the_advice_works(torch, co
     same_output(torch, torch.nn.Sequential(depthwise, pointwise), config, params, x)
 
 
+@pytest.mark.parametrize("cls", ["PReLU", "GroupNorm", "BatchNorm1d"])
+def test_what_else_has_weights_between_the_two_is_named(torch, convolutions, cls):
+    (depthwise, pointwise), _ = convolutions()
+    other = {
+        "PReLU": {"num_parameters": 8},
+        "GroupNorm": {"num_groups": 2, "num_channels": 8},
+        "BatchNorm1d": {"num_features": 8, "track_running_stats": False},
+    }[cls]
+    between = getattr(torch.nn, cls)(**other)
+    state = torch.nn.Sequential(depthwise, batch_norm(torch, 8), between, pointwise).state_dict()
+    given = {"depth_multiplier": 2, "depthwise_batch_norm": "1."}
+    with pytest.warns(
+        UserWarning, match=r"has '2.weight' between '0.' and '3.', .* the two are no depthwise .* leave its"
+    ):
+        left_out = from_state_dict(state, "0.", "3.", **given)
+    without = {name: value for name, value in state.items() if not name.startswith("2.")}
+    assert from_state_dict(without, "0.", "3.", **given)[0] == left_out[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
