@@ -62,7 +62,7 @@ def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment
     """The sequences of `x`, of lengths and segment ids that were checked."""
     if lengths is not None:
         real = steps(lengths, x.shape[config.time_axis])
-        kept = steps(config.output_length(lengths), config.output_length(x.shape[config.time_axis]))
+        kept = outputs_kept(config, config.output_length(x.shape[config.time_axis]), lengths, None)
         return Sequences(*_in_place(where(real, x, config), lengths, config), kept=kept)
     if segment_ids is None:
         return Sequences(x, config)
@@ -72,6 +72,13 @@ def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment
     if config.padding == "valid":  # an output that is kept reads one run as it is
         return Sequences(where(runs > 0, x, config), config, kept=kept)
     return Sequences(x, config, runs.reshape(-1, runs.shape[-1]), kept)
+
+
+def outputs_kept(config: SeparableConv1DConfig, count, lengths: Any, segment_ids: Any, position=None) -> Any:
+    """Which of `count` outputs, of which the first is number `position`, are of a sequence; `None` if all are."""
+    if lengths is not None:
+        return steps(config.output_length(lengths), count, position)
+    return None if segment_ids is None else config.output_segment_ids(segment_ids) != 0
 
 
 def _check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
@@ -129,10 +136,16 @@ def _in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sep
     most = (config.kernel_size - 1) // 2
     padding = [(0, 0)] * x.ndim
     padding[axis] = (most, max(read - length, 0))
+    x = slices(jnp.pad(x, padding), most - low, read, axis)
+    return x, dataclasses.replace(config, padding="valid")
 
-    def place(sequence, low):
-        return lax.dynamic_slice_in_dim(sequence, most - low, read, axis)
 
-    for _ in lengths.shape:
-        place = jax.vmap(place)
-    return place(jnp.pad(x, padding), low), dataclasses.replace(config, padding="valid")
+def slices(x, starts, count, axis: int) -> jax.Array:
+    """`count` time steps of each sequence, from `starts` on."""
+
+    def one(sequence, start):
+        return lax.dynamic_slice_in_dim(sequence, start, count, axis)
+
+    for _ in starts.shape:
+        one = jax.vmap(one)
+    return one(x, starts)

@@ -9,16 +9,17 @@ Batches need none of this: under plain `jax.jit`, a batch that is sharded over d
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flax_sepconv import _callables, _window, functional
+from flax_sepconv import _callables, _packed, _ragged, _window, functional
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_input, check_params, check_width
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -41,6 +42,8 @@ def separable_conv1d(
     batch: Axes = None,
     length: Axes = None,
     features: Axes = None,
+    lengths: ArrayLike | Sequence[int] | None = None,
+    segment_ids: ArrayLike | Sequence[Any] | None = None,
 ) -> jax.Array:
     """Applies `flax_sepconv.separable_conv1d`, sharded over the devices of a mesh.
 
@@ -61,6 +64,9 @@ def separable_conv1d(
             are multiples of `strides` times the number of devices avoid that, with a padding that keeps them.
         features: the same for the filters. Each device holds its shard of the pointwise kernel, the bias and the
             output.
+        lengths: integers `(*batch,)`: how many samples each whole sequence has, as in `separable_conv1d`.
+        segment_ids: integers `(*batch, length)`: which sequence each sample of packed rows is of, likewise. Devices
+            exchange those of the halo too.
 
     Returns:
         What `separable_conv1d` returns, sharded along its axes as the arguments say, except along a length that is
@@ -86,6 +92,9 @@ def separable_conv1d(
     array = jnp.asarray(check_input(x, config))
     params = check_params(params, array.shape[config.channel_axis], config)
     check_width("dtype", config.dtype)
+    lengths, segment_ids = _ragged.check(array, config, lengths, segment_ids)
+    if isinstance(segment_ids, np.ndarray):  # no type of JAX may hold them
+        segment_ids = _packed.run_numbers(segment_ids)
     sizes = _check_axes(mesh, batch=batch, length=length, features=features)
     if config.filters % sizes["features"]:
         raise ValueError(
@@ -97,14 +106,14 @@ def separable_conv1d(
             f"the shape {array.shape}."
         )
     time = config.time_axis
+    of_batch = (batch, *[None] * (array.ndim - 3)) if array.ndim > 2 else ()
 
     def spec(length: Axes, channels: Axes) -> PartitionSpec:
-        first = (batch, *[None] * (array.ndim - 3)) if array.ndim > 2 else ()
-        return PartitionSpec(*first, *((length, channels) if time == -2 else (channels, length)))
+        return PartitionSpec(*of_batch, *((length, channels) if time == -2 else (channels, length)))
 
-    def placed(value: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def placed(value: Any, spec: PartitionSpec) -> Any:
         """Shards `value` as `shard_map` wants it, which does so by itself only along automatic axes."""
-        if AxisType.Explicit not in mesh.axis_types:
+        if value is None or AxisType.Explicit not in mesh.axis_types:
             return value
         return jax.sharding.reshard(value, NamedSharding(mesh, spec))
 
@@ -113,23 +122,31 @@ def separable_conv1d(
     out_length: Any = config.output_length(array.shape[time])
     blocks = None
     if sizes["length"] > 1:
-        blocks = _blocks(array.shape[time], config, sizes["length"])
-        local = dataclasses.replace(local, padding="valid")
+        blocks = _blocks(array.shape[time], config, sizes["length"], lengths is not None)
         array = _resized(array, time, blocks.count * blocks.rows)
+        if segment_ids is not None:
+            segment_ids = _resized(segment_ids, -1, blocks.count * blocks.rows)
 
-    def apply(params, x):
-        x = x if blocks is None else _with_halo(x, time, length, blocks)
-        return functional.separable_conv1d(params, x, local)
+    def apply(params, x, lengths, segment_ids):
+        if blocks is not None:
+            return _of_block(params, x, local, lengths, segment_ids, axes=length, blocks=blocks)
+        y = functional.separable_conv1d(params, x, local, lengths=lengths, segment_ids=segment_ids)
+        return y, _ragged.outputs_kept(local, y.shape[time], lengths, segment_ids)
 
     weights = {"depthwise_kernel": (), "pointwise_kernel": (None, None, features), "bias": (features,)}
-    specs = {name: PartitionSpec(*weights[name]) for name in params}
-    array = placed(array, spec(length, None))
-    params = {name: placed(jnp.asarray(value), specs[name]) for name, value in params.items()}
-    in_specs, out_specs = (specs, spec(length, None)), spec(length, features)
-    y = jax.shard_map(apply, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(params, array)
+    of_params = {name: PartitionSpec(*weights[name]) for name in params}
+    of_ids = PartitionSpec(*of_batch, length)
+    in_specs = of_params, spec(length, None), PartitionSpec(*of_batch), of_ids
+    params = {name: jnp.asarray(value) for name, value in params.items()}
+    arrays = params, array, lengths, segment_ids
+    arrays = jax.tree.map(placed, arrays, in_specs, is_leaf=lambda value: value is None)
+    out_specs = spec(length, features), of_ids
+    y, kept = jax.shard_map(apply, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arrays)
     if y.shape[time] != out_length:
         y = _resized(placed(y, spec(None, features)), time, out_length)
-    return _callables.activated(config, y)
+        kept = None if kept is None else _resized(placed(kept, PartitionSpec(*of_batch)), -1, out_length)
+    y = _callables.activated(config, y)
+    return y if kept is None else _ragged.where(kept, y, config)
 
 
 def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
@@ -166,12 +183,44 @@ class _Blocks(NamedTuple):
     after: int
 
 
-def _blocks(length: int, config: SeparableConv1DConfig, count: int) -> _Blocks:
-    """Returns blocks that begin with the first time step, after the padding, of the first of their windows."""
-    low, _ = _window.padding_amounts(length, **config.geometry)
+def _blocks(length: int, config: SeparableConv1DConfig, count: int, are_ragged: bool) -> _Blocks:
+    """Returns blocks that begin with the first time step, after the padding, of the first of their windows.
+
+    That of `"same"` depends on the length, within bounds.
+    """
+    least, _ = most, _ = _window.padding_amounts(length, **config.geometry)
     span = _window.span(config.kernel_size, config.dilation_rate)
+    if are_ragged and config.padding == "same":
+        least, most = max(span - config.strides, 0) // 2, (span - 1) // 2
     outputs = -(-length // (config.strides * count))
-    return _Blocks(count, outputs * config.strides, low, max(span - config.strides - low, 0))
+    return _Blocks(count, outputs * config.strides, most, max(span - config.strides - least, 0))
+
+
+def _of_block(
+    params, x, config: SeparableConv1DConfig, lengths, segment_ids, *, axes: Axes, blocks: _Blocks
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the outputs of this device's block, and which of them are of a sequence: inside `shard_map`."""
+    time = config.time_axis
+    valid = dataclasses.replace(config, padding="valid")
+    if segment_ids is not None:  # outputs of the halo are left out
+        x, ids = _with_halo(x, time, axes, blocks), _with_halo(segment_ids, -1, axes, blocks)
+        y = functional.separable_conv1d(params, x, config, segment_ids=ids)
+        kept = _ragged.outputs_kept(config, y.shape[time], None, ids)
+        own = blocks.before, blocks.before + blocks.rows
+        return lax.slice_in_dim(y, *own, 1, time), lax.slice_in_dim(kept, *own, 1, -1)
+    if lengths is None:
+        return functional.separable_conv1d(params, _with_halo(x, time, axes, blocks), valid), None
+    first = lax.axis_index(axes).astype(lengths.dtype) * blocks.rows
+    x = _ragged.where(_ragged.steps(lengths, blocks.rows, first), x, config)
+    x = _with_halo(x, time, axes, blocks)
+    if config.padding == "same" and config.strides > 1:
+        low, _ = _window.padding_amounts(lengths, **config.geometry)
+        read = blocks.rows + max(config.kernel_size - config.strides, 0)
+        x = _ragged.slices(x, blocks.before - low, read, time)
+    y = functional.separable_conv1d(params, x, valid)
+    kept = _ragged.outputs_kept(config, y.shape[time], lengths, None, first // config.strides)
+    # An activation may have no derivative of what the padding gives.
+    return _ragged.where(kept, y, config), kept
 
 
 def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:

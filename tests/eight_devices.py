@@ -154,6 +154,17 @@ def test_explicit_axes_need_no_mesh_to_be_set():
     jax.tree.map(assert_close, ours, gradient(params, x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mesh_is_set_and_nothing_is_on_it(kind):
+    config = fsc.SeparableConv1DConfig(6, 3)
+    params = fsc.init_params(jax.random.key(0), 5, config)
+    x = jax.random.normal(jax.random.key(1), (8, 20, 5))
+    apply = lambda params, x: fsc.separable_conv1d(params, x, config)  # noqa: E731
+    expected = apply(params, x)
+    with jax.set_mesh(MESHES[kind]["line"]):
+        assert_close(jax.jit(apply)(params, x), expected)
+
+
 # --- Sequences, batches and filters by `parallel.separable_conv1d`
 
 
@@ -175,7 +186,7 @@ def divisions(draw):
             ]
         )
     )
-    return MESHES[AxisType.Auto][name], draw(st.sampled_from(choices))
+    return name, draw(st.sampled_from(choices))
 
 
 def on(mesh, axes, config):
@@ -190,8 +201,8 @@ def on(mesh, axes, config):
     activation=st.sampled_from([None, "softmax", "gelu"]),
 )
 def test_divided_layers_are_the_whole_layer(division, layer, batch, activation):
-    mesh, axes = division
-    config, params, x = layer
+    (name, axes), (config, params, x) = division, layer
+    mesh = MESHES[AxisType.Auto][name]
     config = dataclasses.replace(config, filters=8 * config.filters, activation=activation)
     batch = max(batch, 1) if "batch" in axes else batch
     rng = np.random.default_rng(0)

@@ -54,7 +54,8 @@ def _split(arrays) -> dict[str, tuple[str, ...]]:
     """Which mesh axes shard which axis: as the arrays are sharded already, those with a batch first."""
     split: dict[str, tuple[str, ...]] = {}
     for axes, array in sorted(arrays, key=lambda pair: "n" not in pair[0]):
-        for axis, names in zip(axes, array.sharding.spec, strict=False):
+        # In a program of no array that a mesh shards, JAX tells no mesh: everything is on every device.
+        for axis, names in zip(axes, getattr(array.sharding, "spec", ()), strict=False):
             names = (names,) if isinstance(names, str) else tuple(names or ())
             taken = {name for others in split.values() for name in others}
             if names and axis not in TIME and axis not in split and not taken & set(names):
