@@ -191,6 +191,7 @@ NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
     "dtype": optional_dtype,
     "param_dtype": float_dtype,
     "precision": precision,
+    "preferred_element_type": optional_dtype,
     "implementation": implementation,
     **{argument: functools.partial(_identifier, module) for argument, module in IDENTIFIERS.items()},
 }

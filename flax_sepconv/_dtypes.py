@@ -9,3 +9,15 @@ def wide(dtype) -> np.dtype:
     dtype = jnp.dtype(dtype)
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     return dtype if inexact and jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def output_dtype(dtype, preferred: np.dtype | None) -> np.dtype:
+    """Returns the dtype of the output of a layer that computes in `dtype`; refuses what would not be exact."""
+    dtype = jnp.dtype(dtype)
+    if preferred is None or preferred in (dtype, wide(dtype)):
+        return dtype if preferred is None else preferred
+    allowed = dtype.name if dtype == wide(dtype) else f"{dtype.name}, {wide(dtype).name}"
+    raise ValueError(
+        f"`preferred_element_type` must be one of None, {allowed}, as a layer of dtype {dtype.name} sums in "
+        f"{wide(dtype).name}; got {preferred.name}."
+    )

@@ -31,6 +31,7 @@ from flax_sepconv import (
     initializers,
 )
 from flax_sepconv._arguments import check_shape
+from flax_sepconv._dtypes import output_dtype
 from flax_sepconv._keras import layer_config
 from flax_sepconv._keras.objects import integer
 from flax_sepconv._messages import shown
@@ -92,6 +93,8 @@ class SeparableConv1DConfig:
         param_dtype: dtype of the parameters.
         precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
             mostly compute the depthwise step, always work in full precision.
+        preferred_element_type: dtype of the output, as in Flax's layers. Of a float16 or bfloat16 layer, float32 keeps
+            the sums, to which bias and activation are applied in float32; `None` rounds them to `dtype`.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
 
@@ -133,6 +136,7 @@ class SeparableConv1DConfig:
     dtype: np.dtype[Any] | None
     param_dtype: np.dtype[Any]
     precision: Any
+    preferred_element_type: np.dtype[Any] | None
     implementation: Implementation | None
 
     @_arguments.names_unknown
@@ -163,6 +167,7 @@ class SeparableConv1DConfig:
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        preferred_element_type: DTypeLike | None = None,
         implementation: Implementation | None = None,
     ) -> None:
         given = locals()
@@ -177,6 +182,8 @@ class SeparableConv1DConfig:
                 f"`strides` and `dilation_rate` cannot both differ from 1; got strides={self.strides} and "
                 f"dilation_rate={self.dilation_rate}. Set one of them to 1."
             )
+        if self.dtype is not None:
+            output_dtype(self.dtype, self.preferred_element_type)
         for weight in self.weights(in_features=1):
             for part in ("initializer", "regularizer", "constraint"):
                 check_shape(weight.argument(part), getattr(weight, part), weight.shape)
@@ -404,8 +411,8 @@ class SeparableConv1DConfig:
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras 3's `layer.get_config()` gives, ready for `json.dumps`.
 
-        `precision` and `implementation` say how to compute, not what, and have no place in it. Sizes are
-        one-element tuples as in Keras; a `name` of `None` lets Keras choose one.
+        `precision`, `preferred_element_type` and `implementation` say how to compute, not what, and have no place in
+        it. Sizes are one-element tuples as in Keras; a `name` of `None` lets Keras choose one.
 
         Returns:
             A dict from which `keras.layers.SeparableConv1D.from_config` makes the same layer. Keras 3 itself

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from flax_sepconv import _arguments, _callables, _kernels, _ragged
-from flax_sepconv._dtypes import wide
+from flax_sepconv._dtypes import output_dtype, wide
 from flax_sepconv._types import DataFormat, Implementation, Padding, Size
 from flax_sepconv._validation import as_real, check_input, check_key, check_params, check_width
 from flax_sepconv._window import Window
@@ -49,9 +49,10 @@ def separable_conv1d(
 
     Returns:
         `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
-        that is `None`, in the common dtype of `x` and `params`. With `lengths`, each sequence gives what it would
-        give alone, cut to its length, and zeros from `config.output_length(lengths)` on. With `segment_ids`, each run
-        gives what it would give alone, from where it starts, and zeros are where `config.output_segment_ids` is 0.
+        that is `None`, in the common dtype of `x` and `params`, unless `config.preferred_element_type` names
+        another. With `lengths`, each sequence gives what it would give alone, cut to its length, and zeros from
+        `config.output_length(lengths)` on. With `segment_ids`, each run gives what it would give alone, from where it
+        starts, and zeros are where `config.output_segment_ids` is 0.
 
     Raises:
         ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
@@ -76,13 +77,14 @@ def separable_conv1d(
     check_width("dtype", config.dtype)
     lengths, segment_ids = _ragged.check(x, config, lengths, segment_ids)
     dtype = config.dtype or _common_dtype(x, *params.values())
+    out_dtype = output_dtype(dtype, config.preferred_element_type)
     x, depthwise_kernel, pointwise_kernel = (
         jnp.asarray(a, dtype) for a in (x, params["depthwise_kernel"], params["pointwise_kernel"][0])
     )
     part = _ragged.sequences(x, config, lengths, segment_ids)
     bias = jnp.asarray(params["bias"], wide(dtype)) if config.use_bias else None
     y = _kernels.separable(_one_batch_axis(part.x), depthwise_kernel, pointwise_kernel, bias, **_step(part))
-    y = y.reshape(*x.shape[:-2], *y.shape[-2:]).astype(dtype)
+    y = y.reshape(*x.shape[:-2], *y.shape[-2:]).astype(out_dtype)
     # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
     return part.masked(_callables.activated(config, part.masked(y)))
 

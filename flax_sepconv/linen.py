@@ -83,6 +83,8 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         param_dtype: dtype of the parameters.
         precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
             mostly compute the depthwise step, always work in full precision.
+        preferred_element_type: dtype of the output, as in Flax's layers. Of a float16 or bfloat16 layer, float32 keeps
+            the sums, to which bias and activation are applied in float32; `None` rounds them to `dtype`.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
         decode: whether to stream.
@@ -128,6 +130,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: lax.PrecisionLike = None
+    preferred_element_type: DTypeLike | None = None
     implementation: Implementation | None = None
     decode: bool = False
 

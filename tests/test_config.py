@@ -308,6 +308,12 @@ def test_sizes_refused(argument, value, error, message):
         ({"dtype": "flaot32"}, TypeError, "`dtype` must be one of float16, bfloat16, float32, float64; got 'flaot32'"),
         ({"param_dtype": None}, TypeError, "`param_dtype` must be one of float16, bfloat16, float32, float64; got N"),
         ({"precision": "best"}, ValueError, "`precision` must be None, 'default', 'high', 'highest'"),
+        ({"preferred_element_type": "int32"}, TypeError, "`preferred_element_type` must be one of float16, bfloat16"),
+        (
+            {"preferred_element_type": "float16", "dtype": "bfloat16"},
+            ValueError,
+            "`preferred_element_type` must be one of None, bfloat16, float32, as a layer of dtype bfloat16 sums",
+        ),
         ({"implementation": "cudnn"}, ValueError, "`implementation` must be one of"),
         ({"activation": "rleu"}, ValueError, "`activation`"),
         ({"depthwise_initializer": "glorot"}, ValueError, "`depthwise_initializer`"),

@@ -4,12 +4,14 @@ Kernels, inputs and cotangents are positive, so that nothing cancels: each resul
 in a half type, sums of so many terms would be off by many of them, or stop growing.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flax_sepconv as fsc
 from tests import reference
@@ -54,3 +56,48 @@ def test_sums_are_of_float32(implementation, arguments, dtype):
         np.testing.assert_allclose(np.asarray(ours, float), theirs, rtol=two_roundings)
 
     jax.tree.map(compare, computed, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("implementation", [None, "lax"])
+def test_preferred_element_type_keeps_the_sums(dtype, implementation):
+    narrow = fsc.SeparableConv1DConfig(
+        5, 3, padding="same", dtype=dtype, bias_initializer="normal", implementation=implementation
+    )
+    config = dataclasses.replace(narrow, preferred_element_type="float32")
+    params = fsc.init_params(jax.random.key(0), 8, config)
+    x = jax.random.normal(jax.random.key(1), (2, 20, 8))
+    for more in (
+        {},
+        {"lengths": [20, 7]},
+        {"segment_ids": np.repeat([[1, 2, 0]], [9, 7, 4], 1).repeat(2, 0)},
+    ):
+        y = fsc.separable_conv1d(params, x, config, **more)
+        assert y.dtype == jnp.float32
+        np.testing.assert_array_equal(y.astype(dtype), fsc.separable_conv1d(params, x, narrow, **more))
+    # The activation is of the sums too, and what comes back is of them.
+    active = dataclasses.replace(config, activation="tanh")
+    y, vjp = jax.vjp(lambda params: fsc.separable_conv1d(params, x, config), params)
+    z, of_active = jax.vjp(lambda params: fsc.separable_conv1d(params, x, active), params)
+    np.testing.assert_array_equal(z, jnp.tanh(y))
+    for ours, theirs in zip(
+        jax.tree.leaves(of_active(jnp.ones_like(z))), jax.tree.leaves(vjp(1 - z**2)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_preferred_element_type_means_what_it_means_in_flax():
+    kwargs = {"dtype": "bfloat16", "preferred_element_type": jnp.float32, "rngs": nnx.Rngs(0)}
+    theirs = nnx.Conv(8, 5, 1, **kwargs)
+    ours = fsc.nnx.SeparableConv1D(8, 5, 1, depthwise_initializer="ones", **kwargs)
+    ours.pointwise_kernel[...] = theirs.kernel[...]
+    x = jax.random.normal(jax.random.key(1), (2, 20, 8))
+    assert ours(x).dtype == theirs(x).dtype == jnp.float32
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    layer = fsc.SeparableConv1D.from_config(ours.config)
+    variables = {"params": nnx.to_pure_dict(nnx.state(ours, nnx.Param))}
+    np.testing.assert_array_equal(layer.apply(variables, x), ours(x))
+    with pytest.raises(ValueError, match=r"must be one of None, float32, as .* got b"):
+        fsc.separable_conv1d(
+            variables["params"], x, fsc.SeparableConv1DConfig(5, 1, preferred_element_type="bfloat16")
+        )

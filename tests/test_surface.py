@@ -176,6 +176,7 @@ VALUES = {
     "name": [None, "a", "b"],
     "dtype": [None, "float16", "bfloat16", "float32", "float64"],
     "param_dtype": ["float16", "bfloat16", "float32", "float64"],
+    "preferred_element_type": [None, "float16", "bfloat16", "float32", "float64"],
     "precision": [None, "default", "highest", ("high", "highest")],
     "implementation": [None, "taps", "fourier", "lax"],
 }

@@ -90,7 +90,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
 
     Returns:
         The config and the parameters of each layer by its name, in the order in which they were saved. A config's
-        `precision` and `implementation`, which say how to compute and not what, are not in the file.
+        `precision`, `preferred_element_type` and `implementation`, which say how to compute and not what, are not in
+        the file.
 
     Raises:
         ValueError: it is not such a file, or holds float64 while JAX's 64-bit mode is off.
