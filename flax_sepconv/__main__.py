@@ -1,27 +1,30 @@
-"""The command line: shows what a Keras model's file holds, and writes its layers to a safetensors file.
+"""The command line: shows what a Keras model's file holds, and moves its weights to a safetensors file and back.
 
 flax-sepconv inspect model.keras
-flax-sepconv convert model.keras layers.safetensors
+flax-sepconv convert --all model.keras model.safetensors
+flax-sepconv convert --all trained.safetensors trained.keras --into model.keras
 
 `python -m flax_sepconv` is the same.
 """
 
 import argparse
-import dataclasses
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax_sepconv
-from flax_sepconv._keras.objects import KerasObject
+from flax_sepconv import _report
 from flax_sepconv._messages import printable
+from flax_sepconv._report import Row
+from flax_sepconv._tree import leaves_of
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop import safetensors
+from flax_sepconv.interop import _tensors, keras, safetensors
 from flax_sepconv.interop._files import model_file
+from flax_sepconv.interop._flax_layers import to_flax
 
 _FILE = "a .keras archive, a whole-model .h5 file, a SavedModel folder of Keras 2, or what `convert` wrote"
 
@@ -61,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Read SeparableConv1D layers out of Keras's files, without Keras or TensorFlow.",
+        description="Read Keras's model files, and move their weights to safetensors files and back, without Keras or "
+        "TensorFlow.",
     )
     parser.add_argument(
         "--version",
@@ -72,45 +76,87 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     inspect = commands.add_parser(
         "inspect",
-        help="show the SeparableConv1D layers in a file",
-        description="Show the SeparableConv1D layers in a model's file: the names on the way to each, the shapes and "
-        "the number of its parameters, and whatever in its settings is not Keras's default.",
+        help="show the layers in a file",
+        description="Show every layer in a model's file: the names on the way to it, its class, and the shapes and the "
+        "number of its parameters; of a SeparableConv1D, whatever in its settings is not Keras's default.",
     )
     convert = commands.add_parser(
         "convert",
-        help="write the SeparableConv1D layers in a file to a safetensors file",
+        help="write the layers in a file to a safetensors file, or into a copy of a Keras model's file",
         description="Write the SeparableConv1D layers in a model's file, parameters and configs, to a safetensors "
         "file. flax_sepconv.interop.safetensors.load reads both back; any safetensors reader reads the parameters, "
-        "as tensors named LAYER/depthwise_kernel, LAYER/pointwise_kernel and LAYER/bias.",
+        "as tensors named LAYER/depthwise_kernel, LAYER/pointwise_kernel and LAYER/bias. With --all, write every "
+        "layer's weights, as variables of Flax named params/LAYER/kernel. With --into, write them into a copy of a "
+        "Keras model's file, which the trained model of Keras is then.",
     )
     for command in (inspect, convert):
         command.add_argument("file", metavar="FILE", help=_FILE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
-    convert.add_argument("out", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument("--force", action="store_true", help="replace OUT.safetensors if it exists")
+    convert.add_argument("out", metavar="OUT", help="the file to write")
+    convert.add_argument(
+        "--all", action="store_true", help="every layer, as Flax's variables, and no SeparableConv1D's config"
+    )
+    convert.add_argument(
+        "--into", metavar="MODEL", help="write a copy of this .keras or .h5 file with the weights in FILE"
+    )
+    convert.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return parser
 
 
 def _inspect(options: argparse.Namespace, prog: str) -> str:
-    layers = _read(options.file, prog)
+    rows = _rows(options.file, prog)
     if not options.json:
-        return _report(options.file, layers)
+        return _report.table(options.file, rows)
     described = {
         name: {
-            "config": safetensors.entries(config),
+            "class_name": row.class_name,
+            "config": safetensors.entries(row.config)
+            if isinstance(row.config, SeparableConv1DConfig)
+            else row.config,
             "parameters": {
-                leaf: {"shape": value.shape, "dtype": value.dtype.name} for leaf, value in params.items()
+                leaf: {"shape": value.shape, "dtype": value.dtype.name} for leaf, value in row.weights.items()
             },
         }
-        for name, (config, params) in layers.items()
+        for name, row in rows.items()
     }
-    return _json(options.file, layers, {"layers": described})
+    return _json(options.file, _report.arrays(rows), {"layers": described})
 
 
 def _convert(options: argparse.Namespace, prog: str) -> str:
-    out = options.out
+    _check_out(options)
+    if options.all:
+        variables = _variables(options.file)
+        if not variables:
+            raise ValueError(f"{options.file}: no weights; nothing is written")
+        if options.into:
+            keras.save_variables(options.into, variables, options.out)
+        elif _tensors.is_safetensors(options.file):
+            raise ValueError(
+                f"{options.file} holds variables already; pass --into MODEL to have them in Keras"
+            )
+        else:
+            safetensors.save_variables(options.out, variables)
+        arrays, names = [*variables.values()], {"arrays": [*variables]}
+        summary = f"{len(arrays)} arrays, {_report.count(arrays):,} parameters"
+    else:
+        layers = _read(options.file, prog)
+        if not layers:
+            raise ValueError(f"{options.file}: no SeparableConv1D layers; nothing is written")
+        if options.into:
+            keras.save(options.into, {name: params for name, (_, params) in layers.items()}, options.out)
+        else:
+            safetensors.save(options.out, layers)
+        rows = _separable(layers)
+        arrays, names = _report.arrays(rows), {"layers": [*layers]}
+        summary = _report.summary(rows)
+    return _json(options.out, arrays, names) if options.json else f"{printable(options.out)}: {summary}"
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Refuses a name for the file to write under which a model could be lost, or would be taken for what it is not."""
+    out, into, read = options.out, options.into, filter(None, (options.file, options.into))
     if os.path.exists(out):
-        if any(os.path.samefile(out, file) for file in _files(options.file)):
+        if any(os.path.samefile(out, file) for path in read for file in _files(path)):
             raise ValueError(f"{out} is what is read; give another name for the file to write")
         if not os.path.isfile(out):
             raise ValueError(
@@ -118,21 +164,60 @@ def _convert(options: argparse.Namespace, prog: str) -> str:
             )
         if not options.force:
             raise ValueError(f"{out} exists; --force replaces it")
-    layers = _read(options.file, prog)
-    if not layers:
-        raise ValueError(f"{options.file}: no SeparableConv1D layers; nothing is written")
-    safetensors.save(out, layers)
-    return _json(out, layers, {"layers": [*layers]}) if options.json else f"{printable(out)}: {_sum(layers)}"
+    if into and out.endswith(".safetensors"):
+        raise ValueError(f"{out} would be a copy of {into}; give it the ending of that")
+    if not into and out.endswith((".keras", ".h5", ".hdf5")):
+        raise ValueError(
+            f"{out} would be a safetensors file; give it that ending, or pass --into MODEL for a copy of a Keras model"
+        )
+
+
+def _rows(path: str, prog: str) -> dict[str, Row]:
+    """All that can be told of the layers in a file."""
+    if _tensors.is_safetensors(path):
+        if not safetensors.has_variables(path):
+            return _separable(safetensors.read(path))
+        found: dict[str, dict[str, Any]] = {}
+        for name, array in safetensors.read_variables(path).items():
+            collection, *layer, leaf = name.split("/")
+            leaf = leaf if collection == "params" else f"{collection}/{leaf}"
+            found.setdefault("/".join(layer), {})[leaf] = array
+        return {name: Row(None, None, weights) for name, weights in found.items()}
+    separable = _separable(_read(path, prog))
+    try:
+        every = keras.layers(path)
+    except ValueError as error:
+        if not os.path.isdir(path):
+            raise
+        _say(prog, f"note: {error}")
+        return separable
+    configs = {name: row.config for name, row in separable.items()}
+    return {
+        name: Row(layer.class_name, configs.get(name, layer.config), layer.weights)
+        for name, layer in every.items()
+    }
+
+
+def _separable(layers: Mapping[str, tuple[SeparableConv1DConfig, dict]]) -> dict[str, Row]:
+    return {name: Row("SeparableConv1D", config, params) for name, (config, params) in layers.items()}
 
 
 def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
-    """Reads the layers of any file that has some."""
-    if safetensors.is_safetensors(path):
+    """Reads the `SeparableConv1D` layers of any file that has some."""
+    if _tensors.is_safetensors(path):
         return safetensors.read(path)
     layers, note = model_file.read(path)
     if note:
         _say(prog, f"note: {note}")
     return layers
+
+
+def _variables(path: str) -> dict[str, Any]:
+    """Reads every weight of any file by the joined names that Flax's variables have."""
+    if _tensors.is_safetensors(path):
+        return safetensors.read_variables(path)
+    layers = {(name,) if name else (): layer for name, layer in keras.layers(path).items()}
+    return {"/".join(at): value for at, value in leaves_of(to_flax(layers))[0].items()}
 
 
 def _files(path: str) -> Iterator[str]:
@@ -146,73 +231,8 @@ def _say(prog: str, message: str) -> None:
     print(f"{prog}: {printable(message)}", file=sys.stderr)
 
 
-def _json(path: str, layers: dict, more: dict[str, Any]) -> str:
-    count = _count(params for _, params in layers.values())
-    return json.dumps({"file": path, "parameters": count, **more}, indent=2)
-
-
-def _report(path: str, layers: dict) -> str:
-    """Formats a table of the layers, each with its settings below it, and a summary."""
-    path = printable(path)
-    if not layers:
-        return f"{path}: no SeparableConv1D layers"
-    heading = ("layer", "depthwise kernel", "pointwise kernel", "bias", "parameters", "dtype")
-    rows = [
-        (
-            printable(name),
-            *(
-                str(params[leaf].shape) if leaf in params else "-"
-                for leaf in ("depthwise_kernel", "pointwise_kernel", "bias")
-            ),
-            f"{_count([params]):,}",
-            " ".join(dict.fromkeys(str(value.dtype) for value in params.values())),
-        )
-        for name, (_, params) in layers.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    lines = [_aligned(heading, widths), "  ".join("-" * width for width in widths)]
-    for row, (config, _) in zip(rows, layers.values(), strict=True):
-        lines.append(_aligned(row, widths))
-        lines += [f"    {kind}: {', '.join(settings)}" for kind, settings in _settings(config) if settings]
-    return "\n".join([*lines, "", f"{path}: {_sum(layers)}"])
-
-
-def _aligned(row: Sequence[str], widths: Iterable[int]) -> str:
-    cells = [
-        f"{cell:>{w}}" if i == 4 else f"{cell:<{w}}"
-        for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
-
-
-def _settings(config: SeparableConv1DConfig) -> list[tuple[str, list[str]]]:
-    """Returns what differs from the defaults, by kind. Initializers have done their work and are left out."""
-    default = SeparableConv1DConfig(config.filters, config.kernel_size, param_dtype=config.param_dtype)
-    kinds: dict[str, list[str]] = {"settings": [], "regularizers": [], "constraints": []}
-    for field in dataclasses.fields(config):
-        value, (where, _, kind) = getattr(config, field.name), field.name.rpartition("_")
-        if value == getattr(default, field.name) or field.name == "name" or kind == "initializer":
-            continue
-        if f"{kind}s" in kinds:
-            kinds[f"{kind}s"].append(f"{where} {_shown(value)}")
-        else:
-            kinds["settings"].append(f"{field.name} {_shown(value)}")
-    return list(kinds.items())
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, KerasObject):
-        return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in value.get_config().items())})"
-    return getattr(value, "__name__", str(value))
-
-
-def _count(params: Iterable[dict]) -> int:
-    return sum(value.size for each in params for value in each.values())
-
-
-def _sum(layers: dict) -> str:
-    count = _count(params for _, params in layers.values())
-    return f"{len(layers)} SeparableConv1D layer{'s' * (len(layers) != 1)}, {count:,} parameters"
+def _json(path: str, arrays: Iterable[Any], more: dict[str, Any]) -> str:
+    return json.dumps({"file": path, "parameters": _report.count(arrays), **more}, indent=2)
 
 
 if __name__ == "__main__":

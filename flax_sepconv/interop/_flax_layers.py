@@ -161,7 +161,7 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
 
     Args:
         layers: the layers, whose weights say which names and shapes there are.
-        variables: what `to_flax` gives, with other values.
+        variables: what `to_flax` gives, with other values; nested, or flat with joined keys.
 
     Returns:
         The arrays of each layer in the order of its `get_weights()`.
@@ -169,18 +169,24 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
     Raises:
         ValueError: a weight is missing, or has another shape or dtype; or there is one that no layer has.
     """
-    left = dict(_flat(variables))
+    left: dict[str, Any] = {}
+    for at, value in _flat(variables):
+        if "/".join(at) in left:
+            raise ValueError(
+                f"`variables` must hold {shown('/'.join(at))} once; got it nested and under a joined key."
+            )
+        left["/".join(at)] = value
     found = {}
     for path, layer in layers.items():
         found[path] = {}
         for name, (collection, *names), shape in _leaves(layer):
             key = (collection, *path, *names)
-            if key not in left:
+            if "/".join(key) not in left:
                 raise ValueError(
                     f"`variables` must have {_shown(key)}, the {name!r} of a {layer.class_name} of the file; got "
                     "no such array."
                 )
-            value = left.pop(key)
+            value = left.pop("/".join(key))
             array, there = np.asarray(value), layer.weights[name]
             dtype = there.dtype.newbyteorder("=")
             if (array.shape, array.dtype) != (shape, dtype):
@@ -190,7 +196,7 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
                 )
             found[path][name] = array.reshape(there.shape)
     if left:
-        extra = ", ".join(_shown(key) for key in [*left][:8])
+        extra = ", ".join(_shown(tuple(key.split("/"))) for key in [*left][:8])
         raise ValueError(f"`variables` must have only weights of the file's layers; got {extra} too.")
     return found
 
@@ -223,9 +229,9 @@ def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
 def _flat(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, (*path, name))
+            yield from _flat(value, (*path, str(name)))
         else:
-            yield (*path, name), value
+            yield (*path, str(name)), value
 
 
 def _shown(path: Path) -> str:

@@ -1,41 +1,42 @@
-"""Layers in a safetensors file: parameters and configs, in a format that every framework reads.
+"""Layers and whole models in safetensors files, a format that every framework reads.
 
     save(path, {"encoder/first": (config, params)})      load(path) ─► the same
+    save_variables(path, variables)                      load_variables(path) ─► the same
 
 A parameter is the tensor `encoder/first/bias`. The configs are in the file's metadata under `flax_sepconv`: JSON of
-Keras's `get_config` of each layer by its name, in the layers' order. Files are as untrusted as Keras's.
+Keras's `get_config` of each layer by its name, in the layers' order. Variables are the tensors `params/dense/kernel`,
+without metadata. Files are as untrusted as Keras's.
 
 Needs the `safetensors` package: `pip install "flax-sepconv[safetensors]"`.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from flax_sepconv import activations
-from flax_sepconv._arguments import FLOATS
 from flax_sepconv._keras import layer_config
 from flax_sepconv._messages import shown
+from flax_sepconv._tree import leaves_of
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
+from flax_sepconv.interop import _tensors
 from flax_sepconv.interop._arrays import on_device
-from flax_sepconv.interop._files import byte_source, untrusted_json
-from flax_sepconv.interop._files.atomic import replacing
+from flax_sepconv.interop._files import untrusted_json
 from flax_sepconv.interop._files.budget import Budget
 from flax_sepconv.interop._files.description import CONFIG_STEPS
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_variables", "save", "save_variables"]
 
 Layers: TypeAlias = Mapping[str, tuple[SeparableConv1DConfig, Mapping[str, Any]]]
 
 _METADATA, _LAYER_LIMIT = "flax_sepconv", 5000
-_DTYPES = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
+_DEPTH_LIMIT, _TENSOR_STEPS = 200, 100
 _HARD_SIGMOID = activations.hard_sigmoid_keras2.__name__
 
 
@@ -64,7 +65,6 @@ def save(path: str | os.PathLike[str], layers: Layers) -> None:
         ...     list(safetensors.load(path))
         ['first']
     """
-    package = _package()
     if not isinstance(layers, Mapping):
         raise TypeError(
             f"`layers` must be a dict of a config and parameters for each layer's name; got {shown(layers)}."
@@ -77,9 +77,7 @@ def save(path: str | os.PathLike[str], layers: Layers) -> None:
     for name, layer in layers.items():
         configs[name], arrays = _layer(name, layer)
         tensors |= {f"{name}/{leaf}": array for leaf, array in arrays.items()}
-    content = package.numpy.save(tensors, {_METADATA: json.dumps(configs)})
-    with replacing(path) as file:
-        file.write(content)
+    _tensors.write(path, tensors, {_METADATA: json.dumps(configs)})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
@@ -107,28 +105,112 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
     }
 
 
+def save_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
+    """Writes a Flax model's variables to a safetensors file, which is then there whole or not at all.
+
+    Args:
+        path: the file.
+        variables: arrays by collection and names, such as `{"params": {"dense": {"kernel": ...}}}`; nested, or flat
+            with joined keys, such as `{"params/dense/kernel": ...}`.
+
+    Raises:
+        ValueError: there is no collection `params`, or an array is there nested and under a joined key.
+        TypeError: `variables` is no mapping, or holds something else than floating-point numbers.
+        OSError: the file cannot be written.
+        ImportError: the `safetensors` package is not installed.
+
+    Example:
+        >>> import os, tempfile, jax, flax_sepconv as fsc
+        >>> from flax_sepconv.interop import safetensors
+        >>> variables = fsc.SeparableConv1D(8, 3).init(jax.random.key(0), jax.numpy.ones((5, 4)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     safetensors.save_variables(path, variables)
+        ...     jax.tree.map(jax.numpy.shape, safetensors.load_variables(path))
+        {'params': {'bias': (8,), 'depthwise_kernel': (3, 4, 1), 'pointwise_kernel': (1, 4, 8)}}
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"`variables` must be a dict of arrays by their names; got {shown(variables)}.")
+    leaves, _ = leaves_of(variables, "variables")
+    tensors = {
+        "/".join(at): _tensors.floating(value, f"`variables` {shown('/'.join(at))}")
+        for at, value in leaves.items()
+    }
+    if not _has_params(tensors):
+        raise ValueError(
+            "`variables` must hold arrays under 'params', as `model.init` gives them and `{'params': params}` is; got "
+            f"{shown([*tensors])}."
+        )
+    _tensors.write(path, tensors)
+
+
+def load_variables(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the variables in a file that `save_variables`, or `flax-sepconv convert --all`, wrote.
+
+    Args:
+        path: the file, or any other whose tensors have names like `params/dense/kernel`.
+
+    Returns:
+        The arrays, nested by their names, as `flax_sepconv.interop.keras.load_variables` gives them.
+
+    Raises:
+        ValueError: it is not such a file, or holds float64 while JAX's 64-bit mode is off.
+        OSError: there is no such file, or it may not be read.
+        ImportError: the `safetensors` package is not installed.
+    """
+    variables: dict[str, Any] = {}
+    for name, value in read_variables(path).items():
+        *above, leaf = name.split("/")
+        tree = variables
+        for step in above:
+            tree = tree.setdefault(step, {})
+            if not isinstance(tree, dict):
+                break
+        if not isinstance(tree, dict) or leaf in tree:
+            raise ValueError(f"{os.fspath(path)}: its tensor {shown(name)} is below or above another one.")
+        tree[leaf] = on_device(value, f"{os.fspath(path)}: {name}")
+    return variables
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]:
     """The layers in a file as `load` reads them, in NumPy's arrays."""
-    package = _package()
-    with contextlib.ExitStack() as stack:
-        try:
-            source = byte_source.opened(path, stack)
-            # The package takes a header of up to 100 MB, which makes gigabytes of objects.
-            if int.from_bytes(source.read(0, 8), "little") > untrusted_json.SIZE_LIMIT:
-                raise ValueError(f"its header has more than {untrusted_json.SIZE_LIMIT} bytes.")
-            file = stack.enter_context(package.safe_open(os.fspath(path), "np"))
-            return dict(_read(file))
-        except (ValueError, TypeError, OverflowError, RecursionError, package.SafetensorError) as error:
-            raise ValueError(f"{os.fspath(path)}: it does not hold layers of flax_sepconv: {error}") from None
+    with _tensors.opened(path, "layers of flax_sepconv") as file:
+        return dict(_read(file))
 
 
-def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as one of this format does: with a length and JSON."""
-    if not os.path.isfile(path):
-        return False
-    with contextlib.ExitStack() as stack:
-        source = byte_source.opened(path, stack)
-        return source.size > 8 and source.read(8, 1) == b"{"
+def read_variables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The variables in a file by their joined names, in NumPy's arrays."""
+    with _tensors.opened(path, "the variables of a model") as file:
+        if not _has_variables(file):
+            raise ValueError(
+                "it holds layers with their configs. `load` reads these; `convert` does without --all"
+                if _METADATA in (file.metadata() or {})
+                else "it has no tensor whose name begins with 'params/'."
+            )
+        budget, variables = Budget(), {}
+        for name in file.keys():  # noqa: SIM118, it is no mapping
+            budget.step(_TENSOR_STEPS)
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _tensors.DTYPES:
+                raise ValueError(f"its tensor {shown(name)} must hold floats; it is {dtype}.")
+            if name.count("/") > _DEPTH_LIMIT:
+                raise ValueError(f"its tensor {shown(name)} is nested deeper than any model's.")
+            variables[name] = file.get_tensor(name)
+        return variables
+
+
+def has_variables(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this format holds a model's variables, and not layers with their configs."""
+    with _tensors.opened(path, "layers of flax_sepconv") as file:
+        return _has_variables(file)
+
+
+def _has_variables(file: Any) -> bool:
+    return _has_params(file.keys()) and _METADATA not in (file.metadata() or {})
+
+
+def _has_params(names: Iterable[str]) -> bool:
+    return any(name.startswith("params/") for name in names)
 
 
 def entries(config: SeparableConv1DConfig) -> dict[str, Any]:
@@ -161,13 +243,9 @@ def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]
     except (ValueError, TypeError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{argument}: {error}") from None
-    arrays = {leaf: np.asarray(value, order="C") for leaf, value in values.items()}
-    for leaf, array in arrays.items():
-        if array.dtype not in FLOATS:
-            raise TypeError(
-                f"{argument}: `params[{leaf!r}]` must hold floating-point numbers; got {array.dtype}."
-            )
-    return written, arrays
+    return written, {
+        leaf: _tensors.floating(value, f"{argument}: `params[{leaf!r}]`") for leaf, value in values.items()
+    }
 
 
 def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]]:
@@ -191,7 +269,7 @@ def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np
             if name not in names:
                 raise ValueError(f"it has no tensor {name!r}.")
             there = file.get_slice(name)
-            if there.get_dtype() not in _DTYPES or tuple(there.get_shape()) != weight.shape:
+            if there.get_dtype() not in _tensors.DTYPES or tuple(there.get_shape()) != weight.shape:
                 raise ValueError(
                     f"its tensor {name!r} must hold floats of the shape {weight.shape}, as its config says; it "
                     f"is {there.get_dtype()} of the shape {tuple(there.get_shape())}."
@@ -203,7 +281,9 @@ def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np
 def _older(metadata: Mapping[str, str], budget: Budget) -> dict[str, Any]:
     """The configs in a file by version 0.1 of this library, which gave each layer an entry of its own."""
     if not metadata:
-        raise ValueError("it has no configs.")
+        raise ValueError(
+            "it has no configs. `load_variables` reads a model's variables; `convert` does with --all"
+        )
     return {layer: untrusted_json.parse(text, budget) for layer, text in metadata.items()}
 
 
@@ -216,14 +296,3 @@ def _config(written: Any) -> SeparableConv1DConfig:
         own["activation"] = activations.hard_sigmoid_keras2
         del written["activation"]
     return SeparableConv1DConfig(**layer_config.from_keras(written, keras2=False) | own)
-
-
-def _package() -> Any:
-    """The package of this name, on first use."""
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'safetensors files need the package `safetensors`: pip install "flax-sepconv[safetensors]".'
-        ) from None
-    return safetensors

@@ -264,3 +264,14 @@ def test_what_no_layer_of_the_class_has_is_taken_as_it_is(layer):
 def test_names_that_cannot_be_nested_are_refused(names):
     with pytest.raises(ValueError, match="two weights"):
         variables(KerasLayer("Own", {}, {name: np.ones(2) for name in names}))
+
+
+@pytest.mark.parametrize("path", [("a",), ("a", "b"), ("a/b",)])
+def test_joined_keys_are_the_nested_ones(path):
+    flat = {"/".join(("params", *path, name)): value for name, value in DEPTHWISE.weights.items()}
+    flat["/".join(("params", *path, "kernel"))] = KERNEL.reshape(3, 1, 12)
+    jax.tree.map(np.testing.assert_array_equal, from_flax({path: DEPTHWISE}, flat)[path], DEPTHWISE.weights)
+    with pytest.raises(
+        ValueError, match=r"must hold 'params/a.*/bias' once; got it nested and under a joined key"
+    ):
+        from_flax({path: DEPTHWISE}, flat | {"params": {"/".join(path): {"bias": BIAS}}})
