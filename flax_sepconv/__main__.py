@@ -23,7 +23,7 @@ from flax_sepconv._report import Row
 from flax_sepconv._tree import leaves_of
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop import _tensors, keras, safetensors
-from flax_sepconv.interop._files import model_file
+from flax_sepconv.interop._files import separable_layers
 from flax_sepconv.interop._flax_layers import to_flax
 
 _FILE = "a .keras archive, a whole-model .h5 file, a SavedModel folder of Keras 2, or what `convert` wrote"
@@ -183,7 +183,7 @@ def _rows(path: str, prog: str) -> dict[str, Row]:
             leaf = leaf if collection == "params" else f"{collection}/{leaf}"
             found.setdefault("/".join(layer), {})[leaf] = array
         return {name: Row(None, None, weights) for name, weights in found.items()}
-    separable = _separable(_read(path, prog))
+    separable = _separable(_read(path, prog, strict=False))
     try:
         every = keras.layers(path)
     except ValueError as error:
@@ -202,12 +202,12 @@ def _separable(layers: Mapping[str, tuple[SeparableConv1DConfig, dict]]) -> dict
     return {name: Row("SeparableConv1D", config, params) for name, (config, params) in layers.items()}
 
 
-def _read(path: str, prog: str) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
+def _read(path: str, prog: str, strict: bool = True) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
     """Reads the `SeparableConv1D` layers of any file that has some."""
     if _tensors.is_safetensors(path):
         return safetensors.read(path)
-    layers, note = model_file.read(path)
-    if note:
+    layers, notes = separable_layers.read(path, strict=strict)
+    for note in notes:
         _say(prog, f"note: {note}")
     return layers
 

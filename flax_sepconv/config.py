@@ -446,12 +446,21 @@ class SeparableConv1DConfig:
         return cls(**layer_config.from_keras(config))
 
 
-def arguments_of(config: SeparableConv1DConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the layer that a config, or Keras's form of one, describes, by name."""
+def arguments_of(
+    config: SeparableConv1DConfig | Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments of the layer that a config, or Keras's form of one, describes, by name.
+
+    Args:
+        config: the config.
+        overrides: arguments that replace the config's; what Keras's form has of these may be anything.
+    """
     if isinstance(config, Mapping):
-        config = SeparableConv1DConfig.from_config(config)
+        replaced = {name: None for name in overrides if name in _arguments.IDENTIFIERS and name in config}
+        config = SeparableConv1DConfig.from_config({**config, **replaced})
     check_config(config)
-    return {name: getattr(config, name) for name in inspect.signature(SeparableConv1DConfig).parameters}
+    arguments = {name: getattr(config, name) for name in inspect.signature(SeparableConv1DConfig).parameters}
+    return arguments | dict(overrides)
 
 
 def check_config(config: object, argument: str = "config") -> None:

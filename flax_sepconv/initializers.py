@@ -42,6 +42,7 @@ from flax_sepconv._keras.objects import (
     values,
     within,
 )
+from flax_sepconv._keras.unknown import UnknownInitializer
 
 __all__ = [
     "STFT",
@@ -543,5 +544,7 @@ def serialize(initializer: Any, *, argument: str = "initializer") -> dict[str, A
     resolved = get(initializer, argument=argument)
     if resolved is None:
         return None
+    if isinstance(resolved, UnknownInitializer):
+        return resolved.entry
     same = {jax.nn.initializers.zeros: Zeros(), jax.nn.initializers.ones: Ones()}
     return to_config(same.get(resolved, resolved), _FAMILY, argument)

@@ -167,7 +167,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
             >>> fsc.SeparableConv1D.from_config(config, decode=True)
             SeparableConv1D(filters=64, kernel_size=3, padding='causal', decode=True, name='first')
         """
-        return cls(**arguments_of(config) | overrides)
+        return cls(**arguments_of(config, overrides))
 
     def __repr__(self) -> str:
         config = vars(self.config)

@@ -201,7 +201,7 @@ class SeparableConv1D(nnx.Module):
             >>> layer.config == config, layer.decode
             (True, True)
         """
-        return cls(in_features, **arguments_of(config) | overrides, rngs=rngs)
+        return cls(in_features, **arguments_of(config, overrides), rngs=rngs)
 
     def __call__(
         self,

@@ -52,6 +52,10 @@ class Family:
     called_with: tuple[str, ...] = ("x",)
 
 
+class UnknownName(ValueError):
+    """A name, or the config of a class or function, that is not Keras's own."""
+
+
 def resolve(identifier: Any, family: Family, argument: str) -> Any:
     """Returns the object that `identifier` stands for.
 
@@ -189,7 +193,7 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
     maker = family.makers.get(name) or family.aliases.get(name)
     if maker is None:
         hint = _did_you_mean(name, [*family.makers, *family.functions])
-        raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
+        raise UnknownName(f"`{argument}` must be {family.wanted}; got {shown(name)}.{hint}")
     entries = {key: value for key, value in entries.items() if key not in family.ignored}
     accepted = _parameters(maker)
     for key in entries:
@@ -236,7 +240,7 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
     module, registered = config.get("module", "keras"), config.get("registered_name")
     theirs = str(module).partition(".")[0] not in ("keras", "tf_keras", "builtins")
     if theirs or registered not in (None, name, "function"):
-        raise ValueError(
+        raise UnknownName(
             f"`{argument}` is the config of {shown(registered or name)}, which is not Keras's own, and "
             "nothing is imported by name. Pass the callable itself."
         )

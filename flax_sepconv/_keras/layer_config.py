@@ -6,11 +6,13 @@ layer inherits from the general convolution (`groups`, `kernel_*`), and may writ
 
 import difflib
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from flax_sepconv import activations, initializers
 from flax_sepconv._arguments import IDENTIFIERS
+from flax_sepconv._keras.identifiers import UnknownName
+from flax_sepconv._keras.unknown import UnknownInitializer, names
 from flax_sepconv._messages import shown
 
 # Keras 3's order of the entries.
@@ -25,6 +27,9 @@ _ENTRIES = (
 _KERAS_2_ENTRIES = ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
 # What Keras 2 keeps with the first layer of a model: facts about the input, not about the layer.
 _INPUT_ENTRIES = ("batch_input_shape", "input_shape", "batch_size")
+
+KNOWN = frozenset(_ENTRIES + _KERAS_2_ENTRIES + _INPUT_ENTRIES)
+"""All entries that the layer's own class writes."""
 
 _POLICY_CLASSES = ("DTypePolicy", "FloatDTypePolicy", "Policy", "PolicyV1")
 
@@ -42,10 +47,73 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
         keras2: whether a Keras before 3 wrote them, as the file that they are from says. `None` where nothing
             says so but entries that only Keras 2 writes, which its first versions left out.
     """
+    arguments = _arguments(entries)
+    keras2 = _is_keras2(entries) if keras2 is None else keras2
+    arguments["activation"] = activations.get(entries.get("activation"), argument="activation", keras2=keras2)
+    return arguments
+
+
+class Refused(NamedTuple):
+    """An identifier in a file that does not say what it is.
+
+    Attributes:
+        name: its name, if it is one that is not Keras's own.
+        reason: why it is refused.
+    """
+
+    name: str | None
+    reason: str
+
+
+def from_file(
+    entries: Mapping[str, Any],
+    keras2: bool | None = None,
+    custom: Callable[[Any], tuple[str, Any] | None] = lambda identifier: None,
+) -> tuple[dict[str, Any], dict[str, Refused]]:
+    """Returns the arguments for entries beside weights, and those that are refused, which have their defaults then.
+
+    An initializer that is refused becomes an `UnknownInitializer`: nothing has to be drawn.
+
+    Args:
+        entries: what `layer.get_config()` gave.
+        keras2: as `from_keras` has it.
+        custom: what the caller says that an identifier stands for, with the name that it is said of, else `None`.
+    """
+    arguments, refused = _arguments(entries), {}
+    keras2 = _is_keras2(entries) if keras2 is None else keras2
+    for argument, module in IDENTIFIERS.items():
+        if argument not in arguments:
+            continue
+        identifier = arguments.pop(argument)
+        found = custom(identifier)
+        if found is not None:
+            name, value = found
+            arguments[argument] = module.get(value, argument=f"custom_objects[{name!r}]")
+            continue
+        options = {"keras2": keras2} if module is activations else {}
+        try:
+            arguments[argument] = module.get(identifier, argument=argument, **options)
+        except (ValueError, TypeError, OverflowError) as error:
+            known = names(identifier)[:1]
+            is_custom = isinstance(error, UnknownName) or known == ["__lambda__"]
+            if module is initializers:
+                arguments[argument] = UnknownInitializer.of(identifier, str(error))
+            else:
+                refused[argument] = Refused(known[0] if is_custom and known else None, str(error))
+    return arguments, refused
+
+
+def _is_keras2(entries: Mapping[str, Any]) -> bool:
+    """Returns whether only Keras 2 writes such entries."""
+    return any(entry in entries for entry in _KERAS_2_ENTRIES)
+
+
+def _arguments(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with identifiers as they are written."""
     if not isinstance(entries, Mapping):
         raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {shown(entries)}.")
     for entry in entries:
-        if entry not in _ENTRIES + _KERAS_2_ENTRIES + _INPUT_ENTRIES:
+        if entry not in KNOWN:
             close = difflib.get_close_matches(str(entry)[:64], _ENTRIES, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
@@ -62,14 +130,10 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
             warnings.warn(
                 f"`config` sets {entry!r}, which a SeparableConv1D ignores, as Keras does: it has two kernels. Use "
                 f"'depthwise_{part}' or 'pointwise_{part}'.",
-                stacklevel=3,
+                stacklevel=4,
             )
     arguments = {entry: entries[entry] for entry in _ENTRIES if entry in entries}
-    arguments |= _dtypes(arguments.pop("dtype", None))
-    if keras2 is None:
-        keras2 = any(entry in entries for entry in _KERAS_2_ENTRIES)
-    arguments["activation"] = activations.get(entries.get("activation"), argument="activation", keras2=keras2)
-    return arguments
+    return arguments | _dtypes(arguments.pop("dtype", None))
 
 
 def _is_default(entry: str, value: Any) -> bool:

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
+from flax_sepconv import initializers
+from flax_sepconv._arguments import IDENTIFIERS
 from flax_sepconv.interop._files import description
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, weight_names
 
@@ -58,6 +61,20 @@ def class_name(cls: type) -> str:
 def separable_class(layer: Any) -> type | None:
     """Keras's `SeparableConv1D` if the layer is one, of its class or of a class made from it."""
     return next((cls for cls in type(layer).__mro__ if class_name(cls) == "SeparableConv1D"), None)
+
+
+def own_callables(layer: Any) -> dict[str, Any]:
+    """Functions and objects of the user's own in a live layer, by its arguments; without initializers.
+
+    These are called with a key in JAX, and not in Keras.
+    """
+    found = {}
+    for argument, module in IDENTIFIERS.items():
+        value = getattr(layer, argument, None) if module is not initializers else None
+        owner = value if isinstance(value, FunctionType | type) else type(value)
+        if callable(value) and str(owner.__module__).partition(".")[0] not in MODULES:
+            found[argument] = value
+    return found
 
 
 def _children(layer: Any) -> list[Any]:

@@ -14,7 +14,9 @@ from flax_sepconv.interop._files.rewrite import Write, rewrite
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, from_flax, to_flax
 
 
-def load_variables(path: str | os.PathLike) -> dict[str, Any]:
+def load_variables(
+    path: str | os.PathLike[str], *, config: Any = None, custom_objects: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Reads every weight of a Keras model's file, as a Flax model with the same names takes them.
 
     `Dense`, `Conv1D`, `Conv1DTranspose`, `DepthwiseConv1D`, `SeparableConv1D`, `Embedding`, `BatchNormalization`,
@@ -34,7 +36,10 @@ def load_variables(path: str | os.PathLike) -> dict[str, Any]:
     | `nn.leaky_relu(x, 0.2)` | `"leaky_relu"`: its slope is 0.2 in Keras 3 |
 
     Args:
-        path: a `.keras` or `.h5` file.
+        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
+        config: for a file of weights alone, what the model's `to_json()` gives: text, a dict or a path.
+        custom_objects: `{"MyLayer": flax_sepconv.SeparableConv1DConfig}` says that a class made from Keras's
+            `SeparableConv1D` is that layer. Functions of your own are in no weight, and need not be named.
 
     Returns:
         `{"params": {...}}`, with `"batch_stats"` where there are any: nested by the layers' names as the model is, for
@@ -52,29 +57,40 @@ def load_variables(path: str | os.PathLike) -> dict[str, Any]:
         >>> y = nn.Sequential([nn.Dense(3, name="dense")]).apply(variables, x)  # doctest: +SKIP
     """
     name = os.fsdecode(path)
-    with model_file.opened(path) as file, model_file.naming(name):
-        variables = to_flax({at: layer.read() for at, layer in model_file.every_layer(file).items()})
+    opened = model_file.opened(path, config=config, custom_objects=custom_objects)
+    with opened as file, model_file.naming(name):
+        variables = to_flax({at: layer.read() for at, layer in file.every().items()})
     return jax.tree.map_with_path(
         lambda at, value: on_device(value, f"{name}: {jax.tree_util.keystr(at)}"), variables
     )
 
 
-def save_variables(path: str | os.PathLike, variables: Mapping[str, Any], out: str | os.PathLike) -> None:
+def save_variables(
+    path: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    out: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a copy of a Keras model's file with the weights of Flax's variables in all its layers.
 
     The copy has the bytes of the original but for the weights (and, in an archive, a checksum): the optimizer, configs
     and metadata stay what they are. It is made beside `out` and takes its name at the end, so `out` may be `path`,
-    and whatever happens on the way leaves what was there.
+    and whatever happens on the way leaves what was there. In a folder of Keras 3's, which must be `out` itself, the one
+    file with the weights is replaced.
 
     Args:
-        path: a `.keras` or `.h5` file.
+        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
         variables: every weight of the file, as `load_variables` gives them.
         out: where the copy goes.
+        config: for a file of weights alone, as for `load_variables`.
+        custom_objects: as for `load_variables`.
 
     Raises:
         ValueError: weights are missing, unknown, or differ in shape or dtype from the file's; or the file is one that
             `load_variables` refuses, or an archive that something other than Keras has compressed.
-        TypeError: `variables` is no dict.
+        TypeError: `variables`, `config` or `custom_objects` has another form.
         OSError: there is no such file, or `out` cannot be written.
 
     Example:
@@ -86,14 +102,21 @@ def save_variables(path: str | os.PathLike, variables: Mapping[str, Any], out: s
         raise TypeError(
             f"`variables` must be a dict, as `load_variables` gives it; got {type(variables).__name__}."
         )
-    rewrite(path, out, lambda file: _writes(model_file.every_layer(file), variables))
+    rewrite(
+        path,
+        out,
+        lambda file: _writes(file.every(), variables),
+        config=config,
+        custom_objects=custom_objects,
+    )
 
 
-def layers(path: str | os.PathLike) -> dict[str, KerasLayer]:
+def layers(path: str | os.PathLike[str], *, config: Any = None) -> dict[str, KerasLayer]:
     """Reads every layer of a Keras model's file as Keras has it, for whatever Flax has no counterpart of.
 
     Args:
-        path: a `.keras` or `.h5` file.
+        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
+        config: for a file of weights alone, what the model's `to_json()` gives: text, a dict or a path.
 
     Returns:
         The class name, the config and the weights of each layer by the layers' names joined with `/`, in the order of
@@ -110,8 +133,8 @@ def layers(path: str | os.PathLike) -> dict[str, KerasLayer]:
         >>> for name, layer in keras.layers("model.keras").items():  # doctest: +SKIP
         ...     print(name, layer.class_name, layer.config, [*layer.weights])
     """
-    with model_file.opened(path) as file, model_file.naming(path):
-        return {_joined(at): layer.read() for at, layer in model_file.every_layer(file).items()}
+    with model_file.opened(path, config=config) as file, model_file.naming(path):
+        return {_joined(at): layer.read() for at, layer in file.every().items()}
 
 
 def _writes(placed: Mapping[Path, Placed], variables: Mapping[str, Any]) -> list[Write]:

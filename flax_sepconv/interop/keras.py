@@ -7,10 +7,13 @@
     save_variables(path, variables, out)
     layers(path) ─► {"encoder/dense": KerasLayer}                   every layer, as Keras has it
 
-reads and writes `.keras` archives and whole-model `.h5` files of Keras 2 and 3, and reads the SavedModel
-folders of Keras 2. Layers are found wherever the model's config has them: in models nested to any depth, in
-wrappers, in classes of one's own that write their layers into their config. They are keyed by the layers' names
-from the outermost model inwards. A layer that the file says is shared is there once, at its first place.
+reads and writes `.keras` archives and `.h5` files of Keras 2 and 3, of whole models and of weights alone (with the
+model's `to_json()` as `config`), and the folders that Keras 3 writes with `zipped=False`; it reads the SavedModel
+folders of Keras 2. What a file names and Keras does not have, `custom_objects` says, as in Keras.
+
+Layers are found wherever the model's config has them: in models nested to any depth, in wrappers, in classes of one's
+own that write their layers into their config. They are keyed by the layers' names from the outermost model inwards. A
+layer that the file says is shared is there once, at its first place.
 
 Files are untrusted: nothing in them is unpickled, imported or run. All that is damaged or hostile is refused as
 a `ValueError` that names the file, in bounded time and memory. `save` changes the bytes of the weights and no
@@ -24,7 +27,6 @@ are for where Keras is at hand. Nothing else here imports it.
 """
 
 import dataclasses
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -39,11 +41,11 @@ from flax_sepconv._messages import shown
 from flax_sepconv._validation import check_params
 from flax_sepconv.config import SeparableConv1DConfig, check_config
 from flax_sepconv.interop._arrays import on_device
-from flax_sepconv.interop._files import description, model_file
-from flax_sepconv.interop._files.model_file import ModelFile
-from flax_sepconv.interop._files.rewrite import Write, rewrite
+from flax_sepconv.interop._custom_objects import CustomObjects
+from flax_sepconv.interop._files import description
 from flax_sepconv.interop._flax_layers import KerasLayer, to_flax
-from flax_sepconv.interop._live import keras_layer, separable_class, walk
+from flax_sepconv.interop._live import keras_layer, own_callables, separable_class, walk
+from flax_sepconv.interop._separable import load, save
 from flax_sepconv.interop._variables import layers, load_variables, save_variables
 
 __all__ = [
@@ -60,107 +62,22 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
-    """Every `SeparableConv1D` layer in a Keras model's file.
-
-    Args:
-        path: a `.keras` or `.h5` file, or a SavedModel folder of Keras 2. Its content tells which, not its name.
-
-    Returns:
-        The config and the parameters of each layer by the layers' names joined with `/`, in the order of the
-        model; empty for a model that has none. The parameters have the file's dtypes and are on JAX's default
-        device.
-
-    Raises:
-        ValueError: the file is damaged, hostile, or none of a whole model; a layer in it is one that Keras
-            would refuse; or it holds float64 while JAX's 64-bit mode is off.
-        OSError: there is no such file, or it may not be read.
-
-    Warns:
-        UserWarning: the file also holds what looks like the weights of such layers in a class of somebody's
-            own whose config does not describe them; these are left out.
-
-    Example:
-        >>> import flax_sepconv as fsc
-        >>> from flax_sepconv.interop import keras
-        >>> for name, (config, params) in keras.load("model.keras").items():  # doctest: +SKIP
-        ...     y = fsc.separable_conv1d(params, x, config)
-    """
-    layers, note = model_file.read(path)
-    if note:
-        warnings.warn(note, stacklevel=2)
-    return {
-        name: (
-            config,
-            {leaf: on_device(value, f"{os.fsdecode(path)}: {name}/{leaf}") for leaf, value in params.items()},
-        )
-        for name, (config, params) in layers.items()
-    }
-
-
-def save(
-    path: str | os.PathLike[str], params: Mapping[str, Mapping[str, Any]], out: str | os.PathLike[str]
-) -> None:
-    """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.
-
-    The copy has the bytes of the original but for these weights (and, in an archive, a checksum): other layers,
-    the optimizer, configs and metadata stay what they are. It is made beside `out`, read again, and takes its name
-    at the end, so `out` may be `path`, and whatever happens on the way leaves what was there. It has the permissions
-    of the file that it replaces, or else those of `path` under the process's mask.
-
-    Args:
-        path: a `.keras` or `.h5` file.
-        params: parameters of layers by the keys that `load` gives. Layers that are not in it keep their weights.
-        out: where the copy goes. A link is followed.
-
-    Raises:
-        ValueError: no such layer is in the file; parameters are missing, unknown, or differ in shape or dtype
-            from the file's; or the file is one that `load` refuses, a SavedModel folder, an archive that
-            something other than Keras has compressed, or one in which these weights are something else, too.
-        OSError: there is no such file, or `out` cannot be written, or is a folder or a device.
-
-    Example:
-        >>> from flax_sepconv.interop import keras
-        >>> layers = keras.load("model.keras")  # doctest: +SKIP
-        >>> params = train({name: params for name, (_, params) in layers.items()})  # doctest: +SKIP
-        >>> keras.save("model.keras", params, "trained.keras")  # doctest: +SKIP
-    """
-    rewrite(path, out, lambda file: _writes(file, params))
-
-
-def _writes(file: ModelFile, params: Mapping[str, Mapping[str, Any]]) -> list[Write]:
-    """What is to be written of the parameters of layers, to each place where the file has them."""
-    if not isinstance(params, Mapping):
-        raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
-    writes = []
-    for key, given in params.items():
-        if key not in file.layers:
-            known = shown(list(file.layers))[1:-1] or "none"
-            raise ValueError(
-                f"`params` must have only layers of the file, which has {known}; got {shown(key)}."
-            )
-        for place in file.layers[key].places:
-            if not isinstance(given, Mapping) or set(given) != set(place):
-                got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
-                wanted = ", ".join(map(repr, place))
-                raise ValueError(f"`params[{key!r}]` must have {wanted}; got {got or 'an empty dict'}.")
-            writes += [
-                Write(there, given[leaf], f"params[{key!r}][{leaf!r}]", f"the {leaf} of layer {shown(key)}")
-                for leaf, there in place.items()
-            ]
-    return writes
-
-
-def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
+def from_layer(
+    layer: Any, *, custom_objects: Mapping[str, Any] | None = None
+) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
     """The config and the parameters of a live Keras layer.
+
+    An activation, regularizer or constraint of your own is taken as it is, for JAX to call. An initializer of your own
+    is kept in the config and refuses to draw, for Keras calls it otherwise than JAX.
 
     Args:
         layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow, or of a class made from it, of which the
             arguments of its own are left out.
+        custom_objects: what to take instead of functions and classes of your own, by their names, as for `load`.
 
     Raises:
         ValueError: the layer is not built yet, or it holds float64 while JAX's 64-bit mode is off.
-        TypeError: not such a layer.
+        TypeError: not such a layer, or an activation of your own that JAX cannot trace.
 
     Example:
         >>> import keras, flax_sepconv.interop.keras as interop  # doctest: +SKIP
@@ -169,14 +86,36 @@ def from_layer(layer: Any) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]
     cls = separable_class(layer)
     if cls is None:
         raise TypeError(f"`layer` must be a SeparableConv1D of Keras's; got {layer!r}.")
-    # A class of somebody's own may add entries to the config.
-    own = cls.get_config(layer) if type(layer) is not cls else layer.get_config()
-    config = SeparableConv1DConfig(**layer_config.from_keras(own, _is_keras2(cls)))
+    config = _config_of(layer, cls, CustomObjects(custom_objects))
     values = layer.get_weights()
     if not values:
         raise ValueError(f"`layer` must be built, by calling it or its `build`; got {layer!r}.")
     names = [weight.name for weight in config.weights(in_features=1)]
     return config, {name: on_device(value, name) for name, value in zip(names, values, strict=True)}
+
+
+def _config_of(layer: Any, cls: type, custom_objects: CustomObjects) -> SeparableConv1DConfig:
+    with warnings.catch_warnings():  # that functions of one's own are hard to write to a file
+        warnings.simplefilter("ignore")
+        # A class of somebody's own may add entries to the config.
+        written = cls.get_config(layer) if type(layer) is not cls else layer.get_config()
+    own = {
+        argument: value
+        for argument, value in own_callables(layer).items()
+        if not custom_objects.find(written.get(argument))
+    }
+    arguments, refused = layer_config.from_file(written | own, _is_keras2(cls), custom_objects.find)
+    for _, reason in refused.values():
+        raise ValueError(f"`layer` {layer.name!r}: {reason}")
+    try:
+        return SeparableConv1DConfig(**arguments)
+    except TypeError as error:
+        if "activation" not in own:
+            raise
+        name = getattr(own["activation"], "__name__", type(own["activation"]).__name__)
+        raise TypeError(
+            f"`layer` {layer.name!r}: {error} Pass such a one, `custom_objects={{{name!r}: ...}}`."
+        ) from None
 
 
 class Model(NamedTuple):
@@ -191,11 +130,12 @@ class Model(NamedTuple):
     variables: dict[str, Any]
 
 
-def from_model(model: Any) -> Model:
+def from_model(model: Any, *, custom_objects: Mapping[str, Any] | None = None) -> Model:
     """Reads a live Keras model as `load` and `load_variables` read its file.
 
     Args:
         model: a built model of Keras 3, tf_keras or TensorFlow.
+        custom_objects: what to take instead of functions and classes of your own, as for `from_layer`.
 
     Returns:
         `(layers, variables)`. A model that has no `get_config`, which no file can hold, has its layers by their names.
@@ -214,7 +154,7 @@ def from_model(model: Any) -> Model:
     separable, described = {}, {}
     for path, layer, children in walk(model):
         if separable_class(layer):
-            separable["/".join(path) or layer.name] = from_layer(layer)
+            separable["/".join(path) or layer.name] = from_layer(layer, custom_objects=custom_objects)
         described[path] = keras_layer(layer, children)
     variables = jax.tree.map_with_path(
         lambda at, value: on_device(value, f"`model`: {jax.tree_util.keystr(at)}"), to_flax(described)

@@ -295,4 +295,7 @@ def _config(written: Any) -> SeparableConv1DConfig:
     if written.get("activation") == _HARD_SIGMOID:
         own["activation"] = activations.hard_sigmoid_keras2
         del written["activation"]
-    return SeparableConv1DConfig(**layer_config.from_keras(written, keras2=False) | own)
+    arguments, refused = layer_config.from_file(written, keras2=False)
+    for _, reason in refused.values():
+        raise ValueError(reason)
+    return SeparableConv1DConfig(**arguments | own)

@@ -134,16 +134,6 @@ TEXTS = {
             )
         )
     ),
-    "axes": json.dumps(
-        sequential(
-            separable(
-                depthwise_initializer={
-                    "class_name": "HeNormal",
-                    "config": {"input_axes": [0] * 10**5, "output_axes": [0]},
-                }
-            )
-        )
-    ),
 }
 BUILT = {name: lambda text=text: archive(text) for name, text in TEXTS.items()} | {
     "a chain of groups, each there twice": lambda: hdf5(chain, sequential(separable())),
@@ -180,6 +170,25 @@ def test_a_file_that_would_cost_much_is_refused_within_the_budget(build, tmp_pat
     (budget,) = budgets
     assert budget.steps <= 1.5 * budget.STEPS  # it stops at the first step beyond, or at several together
     assert budget.held <= 1.5 * budget.BYTES
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        {"class_name": "HeNormal", "config": {"input_axes": [0] * 10**5, "output_axes": [0]}},
+        {"class_name": "__lambda__", "config": {"value": "x" * 10**6}},
+        {"class_name": "x" * 10**6, "config": {}},
+    ],
+    ids=["axes", "code", "name"],
+)
+def test_a_large_initializer_costs_little(initializer, tmp_path, budgets):
+    (tmp_path / "m.keras").write_bytes(archive(sequential(separable(depthwise_initializer=initializer))))
+    ((config, _),) = keras.load(tmp_path / "m.keras").values()
+    assert budgets[0].steps < 0.1 * Budget.STEPS
+    assert len(repr(config)) < 1000
+    with pytest.raises(ValueError, match="cannot draw others") as refusal:
+        config.depthwise_initializer(None, (3, 2, 1))
+    assert len(str(refusal.value)) < 1000
 
 
 def test_layers_are_found_by_an_index(tmp_path, budgets):

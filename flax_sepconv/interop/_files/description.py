@@ -11,20 +11,38 @@ import dataclasses
 import re
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax_sepconv._arguments import IDENTIFIERS
 from flax_sepconv._keras import layer_config
+from flax_sepconv._keras.layer_config import Refused
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
-from flax_sepconv.interop._files import untrusted_json
 from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.reading import Reading
 
 _NAME_LIMIT = 256
+_TEXT_LIMIT = 2**20  # of a function's code, which Keras writes for lambdas and nobody reads here
 # In steps: making a config, each value and each list in one, and anything else that has a class and a config.
 CONFIG_STEPS, _VALUE_STEPS, _LIST_STEPS, _LAYER_STEPS, _LAYER_BYTES = 250, 2, 6, 30, 1000
 
-_CLASSES = ("SeparableConv1D", "SeparableConvolution1D")
+_CLASS = "SeparableConv1D"
+_CLASSES = (_CLASS, "SeparableConvolution1D")
 _PACKAGES = ("", "keras", "tf_keras", "tensorflow", "tf")
+
+
+class Settings(NamedTuple):
+    """What a file says of a `SeparableConv1D`.
+
+    Attributes:
+        config: its config.
+        refused: the arguments that are not understood, which have their defaults in the config.
+        unsaid: the arguments that the file leaves out and that the weights' shapes say.
+    """
+
+    config: SeparableConv1DConfig
+    refused: dict[str, Refused]
+    unsaid: frozenset[str]
 
 
 @dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
@@ -34,7 +52,8 @@ class Layer:
     Attributes:
         name: its name.
         class_name: its class, without a package.
-        full_name: its class, with the package that registered it before it where that is not Keras.
+        full_name: its class, with the package that registered it before it where that is not Keras; of a class that
+            the caller says to be a `SeparableConv1D`, that.
         config: the entries of its own config.
         path: the names from below the model down to it, joined with `/`.
         trainable: whether this and all that holds it is trainable.
@@ -44,7 +63,7 @@ class Layer:
         children: the layers it holds, in order.
         holds: whether it is a `SeparableConv1D` or has one below.
         same_as: the layer itself at an earlier place, where the model uses one layer at several.
-        settings: the config of a `SeparableConv1D`, else `None`.
+        settings: what is known of a `SeparableConv1D`, else `None`.
     """
 
     name: str
@@ -59,7 +78,7 @@ class Layer:
     children: list["Layer"] = dataclasses.field(default_factory=list)
     holds: bool = False
     same_as: "Layer | None" = None
-    settings: SeparableConv1DConfig | None = None
+    settings: Settings | None = None
 
     @property
     def parent(self) -> "Layer | None":
@@ -95,24 +114,23 @@ class Layer:
         return [layer for layer in self.holding() if layer.settings]
 
 
-def read(text: bytes | str, keras2: bool | None, budget: Budget) -> Layer:
-    """The tree of layers that a model's config in JSON describes.
+def tree(entry: Any, keras2: bool | None, reading: Reading) -> Layer:
+    """The tree of layers that a model's config describes.
 
     Args:
-        text: the JSON.
-        keras2: whether a Keras before 3 wrote it; `None` where the file does not say.
-        budget: what reading the file may cost.
+        entry: the config, out of JSON.
+        keras2: whether a Keras before 3 wrote it; `None` where nothing says so.
+        reading: how the file is read.
 
     Raises:
-        ValueError: it is not JSON, not a model's config, beyond all measure, or a `SeparableConv1D` in it has
-            a config that Keras would refuse.
+        ValueError: it is no model's config, beyond all measure, or a `SeparableConv1D` in it has a config that Keras
+            would refuse.
     """
-    entry = untrusted_json.parse(text, budget)
     if not is_layer(entry):
         raise ValueError(
             "its model config is not one that Keras writes: it has no 'class_name' and 'config'."
         )
-    return _Reader(keras2, budget).layer(entry, None, "", False, None)
+    return _Reader(keras2, reading).layer(entry, None, "", False, None)
 
 
 def is_keras2(version: Any) -> bool | None:
@@ -141,23 +159,32 @@ def full_name(entry: Mapping) -> str:
     return f"{others[0]}>{name}" if others else name
 
 
-def is_separable(entry: Mapping) -> bool:
-    """Whether this is Keras's own layer, and no class of the same name of somebody else's."""
-    return full_name(entry) in _CLASSES and isinstance(entry["config"], dict)
+def is_separable(entry: Mapping, reading: Reading) -> bool:
+    """Whether this is Keras's own layer or a class that the caller says to be it, and no other of the same name."""
+    is_ours = full_name(entry) in _CLASSES or reading.custom_objects.is_layer(entry)
+    return is_ours and isinstance(entry["config"], dict)
 
 
-def settings(entry: Mapping, path: str, keras2: bool | None, budget: Budget) -> SeparableConv1DConfig:
-    """The config of the `SeparableConv1D` of an entry, with the meaning that it has for the Keras that wrote it.
+def settings(entry: Mapping, keras2: bool | None, reading: Reading) -> Settings:
+    """What the entry of a `SeparableConv1D` says, with the meaning that it has for the Keras that wrote it.
 
     Raises:
-        ValueError: Keras would refuse it too; the message names the layer's path.
+        ValueError: Keras would refuse it too, or what the caller says that a name stands for does not do.
     """
-    budget.step(CONFIG_STEPS)
+    config = entry["config"]
+    if full_name(entry) not in _CLASSES:  # a class made from it may write entries of its own
+        config = {name: value for name, value in config.items() if name in layer_config.KNOWN}
+    reading.budget.step(CONFIG_STEPS)
     try:
-        _check_strings(entry["config"], budget)
-        return SeparableConv1DConfig(**layer_config.from_keras(entry["config"], keras2))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"layer {shown(path)}: {error}") from None
+        for name, value in config.items():
+            _check_strings(value, reading.budget, _TEXT_LIMIT if name in IDENTIFIERS else _NAME_LIMIT)
+        arguments, refused = layer_config.from_file(config, keras2, reading.custom_objects.find)
+        made = SeparableConv1DConfig(**arguments)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    # TensorFlow 1.1 left the multiplier out.
+    unsaid = frozenset({"depth_multiplier", "use_bias"} - config.keys())
+    return Settings(made, refused, unsaid)
 
 
 class Names:
@@ -188,8 +215,8 @@ def snake_case(class_name: str, keras2: bool) -> str:
 class _Reader:
     """Makes the tree, and knows the layers that the model shares by now."""
 
-    def __init__(self, keras2: bool | None, budget: Budget):
-        self.keras2, self.budget = keras2, budget
+    def __init__(self, keras2: bool | None, reading: Reading):
+        self.keras2, self.reading, self.budget = keras2, reading, reading.budget
         self.shared: dict[Any, Layer] = {}
 
     def layer(
@@ -212,14 +239,18 @@ class _Reader:
         self.budget.hold(_LAYER_BYTES + len(path))
         holder = weakref.ref(parent) if parent else None
         trainable = bool(config.get("trainable", True)) and (parent is None or parent.trainable)
-        layer = Layer(name, class_name, full_name(entry), config, path, trainable, holder, slot, in_list)
-        ours, shared_id = is_separable(entry), entry.get("shared_object_id")
+        ours, shared_id = is_separable(entry, self.reading), entry.get("shared_object_id")
+        full = _CLASS if ours else full_name(entry)
+        layer = Layer(name, class_name, full, config, path, trainable, holder, slot, in_list)
         if isinstance(shared_id, int | str):
             twin = self.shared.setdefault((shared_id, class_name, ours), layer)
         if twin and twin is not layer and (twin.class_name, twin.settings is not None) == (class_name, ours):
             layer.same_as = twin.original
         if ours:
-            layer.settings, layer.holds = settings(entry, layer.path, self.keras2, self.budget), True
+            try:
+                layer.settings, layer.holds = settings(entry, self.keras2, self.reading), True
+            except ValueError as error:
+                self.reading.fail(path, str(error))
             return layer
         twins = iter(layer.same_as.children if layer.same_as else ())
         for key, value in config.items():
@@ -246,11 +277,13 @@ def _layers_in(value: Any, listed: bool = False) -> Iterator[tuple[Mapping, bool
             yield from _layers_in(each, listed=True)
 
 
-def _check_strings(value: Any, budget: Budget) -> None:
+def _check_strings(value: Any, budget: Budget, limit: int) -> None:
     """Refuses texts that no config of a layer has, before anything is made of them."""
-    if isinstance(value, str) and len(value) > _NAME_LIMIT:
-        raise ValueError(f"its config has a text of more than {_NAME_LIMIT} characters, {shown(value)}.")
+    if isinstance(value, str):
+        if len(value) > limit:
+            raise ValueError(f"its config has a text of more than {limit} characters, {shown(value)}.")
+        budget.step(len(value) // 256)
     if isinstance(value, dict | list):
         budget.step(_VALUE_STEPS * len(value) + (_LIST_STEPS if isinstance(value, list) else 0))
         for each in value if isinstance(value, list) else (*value, *value.values()):
-            _check_strings(each, budget)
+            _check_strings(each, budget, limit)

@@ -1,41 +1,41 @@
-"""A model's file, opened: which `SeparableConv1D` layers it holds, and where their weights are.
+"""A model's file, opened: which layers it holds, and where their weights are.
 
-    path ─► archive (.keras) ─► config.json, model.weights.h5 ─┐
-        ├─► HDF5 (.h5) ────────► model_config, model_weights ──┼─► {path of names: (config, weights)}
-        └─► folder ────────────► a SavedModel ─────────────────┘
+    path ─► container ─► config, or the one that the caller gives ─► description ─┐
+        │       └──────► weights ───────────────────────────────► pairing, placing ┴─► {path of names: layer}
+        └─► folder ────► a SavedModel
 
-What a file is, its first bytes tell, not its name. Everything that is wrong with its content is a `ValueError`
-that begins with the file's name; what is wrong with the path (no such file, no permission) stays an `OSError`.
+Everything that is wrong with a file's content is a `ValueError` that begins with the file's name; what is wrong with
+the path (no such file, no permission) stays an `OSError`.
 """
 
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from flax_sepconv._messages import shown
+from flax_sepconv._keras.layer_config import Refused
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop._files import (
-    archive,
-    byte_source,
+    container,
     description,
-    hdf5,
-    hdf5_regions,
-    pairing,
+    given_config,
+    pairing_archive,
+    pairing_hdf5,
     placing,
     saved_model,
     untrusted_json,
 )
 from flax_sepconv.interop._files.budget import Budget
 from flax_sepconv.interop._files.byte_source import Source
+from flax_sepconv.interop._files.description import Layer
+from flax_sepconv.interop._files.pairing import Places
 from flax_sepconv.interop._files.placing import Placed
+from flax_sepconv.interop._files.reading import Reading
 from flax_sepconv.interop._files.regions import Regions
 from flax_sepconv.interop._flax_layers import Path
 
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+SEPARABLE_2D = "SeparableConv2D"
 _REASON_LIMIT = 1000
 _ARRAY_STEPS = 100  # on its way to JAX
 
@@ -46,10 +46,12 @@ class Found(NamedTuple):
     Attributes:
         config: its config.
         places: its weights by name, once for each place where the file has them; Keras uses the last.
+        refused: the config's arguments that are not understood, which have their defaults.
     """
 
     config: SeparableConv1DConfig
     places: list[dict]
+    refused: Mapping[str, Refused] = {}
 
     @property
     def weights(self) -> dict:
@@ -62,69 +64,63 @@ class ModelFile(NamedTuple):
 
     Attributes:
         layers: the layers by their paths of names.
+        left_out: why layers are left out, where that is allowed, by their paths.
         unknown: what looks like the weights of further layers, which the file has no config of.
+        classes: the names of layers by their classes, of those that may be a reason for a note.
         source: what the positions of weights count from; `None` where they cannot be replaced in place.
         checksums: where in the whole file the checksum of the source stands.
         regions: for the weights that are to be written, by their addresses, marks all that the file holds.
-        every: finds every layer of the model; `None` where only `SeparableConv1D` layers can be found.
+        every: finds every layer of the model.
     """
 
     layers: dict[str, Found]
+    left_out: dict[str, str]
     unknown: list[str]
+    classes: dict[str, list[str]]
+    every: Callable[[], dict[Path, Placed]]
     source: Source | None = None
     checksums: Sequence[int] = ()
     regions: Callable[[dict[int, str]], Regions] | None = None
-    every: Callable[[], dict[Path, Placed]] | None = None
-
-
-def read(
-    path: str | os.PathLike,
-) -> tuple[dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]], str]:
-    """The config and the weights of each layer in a file, and a note on what was left out, else an empty string.
-
-    Raises:
-        ValueError: its content is damaged, hostile, or of a kind that is not read.
-        OSError: there is none, or it may not be read.
-    """
-    with opened(path) as file:
-        note = (
-            ""
-            if not file.unknown
-            else (
-                f"{os.fsdecode(path)} has weights like those of SeparableConv1D layers at {shown(file.unknown)}, but "
-                "no config of them; they are left out. A class of your own must write its layers into its `get_config` "
-                "to have them found; or load the file in Keras and pass them to `from_layer`."
-            )
-        )
-        layers = {
-            name: (found.config, {leaf: array.read() for leaf, array in found.weights.items()})
-            for name, found in file.layers.items()
-        }
-    return layers, note
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike, name: str | os.PathLike | None = None) -> Iterator[ModelFile]:
+def opened(
+    path: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    name: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> Iterator[ModelFile]:
     """Opens the file of a model for as long as the context lasts.
 
     Args:
-        path: a `.keras` or `.h5` file of any name, or a SavedModel folder.
+        path: a `.keras` or `.h5` file of any name, a folder of the same, or a SavedModel folder.
+        config: for weights alone, what the model is.
+        custom_objects: what names in the file that are not Keras's own stand for.
+        strict: whether a layer that cannot be had is an error.
         name: what messages call it; the path if `None`.
+        weights: the file that stands for the one with the weights in a folder of Keras's.
 
     Raises:
         ValueError: its content is damaged, hostile, or of a kind that is not read.
+        TypeError: `config` or `custom_objects` is none.
         OSError: there is none, or it may not be read.
     """
+    reading = Reading.begun(custom_objects, strict)
     with contextlib.ExitStack() as stack:
-        budget = Budget()
         with naming(name or path):
-            file = _read(path, stack, budget)
-            _check_apart((found.places for found in file.layers.values()), budget)
+            if os.path.isdir(path) and saved_model.is_saved_model(os.fsdecode(path)):
+                file = _saved_model(os.fsdecode(path), config, stack, reading)
+            else:
+                file = _model(container.opened(path, stack, reading.budget, weights), config, stack, reading)
+            _check_apart((found.places for found in file.layers.values()), reading.budget)
         yield file
 
 
 @contextlib.contextmanager
-def naming(name: str | os.PathLike) -> Iterator[None]:
+def naming(name: str | os.PathLike[str]) -> Iterator[None]:
     """Puts a file's name before whatever is wrong with its content."""
     try:
         yield
@@ -134,17 +130,82 @@ def naming(name: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{os.fsdecode(name)}: {reason}") from None
 
 
-def every_layer(file: ModelFile) -> dict[Path, Placed]:
-    """Every layer of an opened file.
+def _model(
+    held: container.Container, config: Any, stack: contextlib.ExitStack, reading: Reading
+) -> ModelFile:
+    """The layers of a file, found by its config or by the given one."""
+    if held.config is not None and config is not None:
+        raise ValueError("it has its model's config, and `config` is for weights alone. Leave that out.")
+    if held.config is None and config is None:
+        raise ValueError(
+            "it holds weights alone, without their model's config. Write that in Keras, `open('model.json', "
+            "'w').write(model.to_json())`, and pass it as well, `config='model.json'`. `config` is "
+            f"{given_config.WANTED}."
+        )
+    keras2 = description.is_keras2(held.version)
+    by_path = given_config.by_path(config)
+    if by_path and config is not None:
+        model = given_config.tree(config)
+    else:
+        if held.config is not None:
+            entry = untrusted_json.parse(held.config, reading.budget)
+        else:
+            entry = given_config.entry(config, stack, reading)
+            if keras2 is None and isinstance(entry, dict):
+                keras2 = description.is_keras2(entry.get("keras_version"))
+        model = description.tree(entry, keras2, reading)
+    places, unknown = _paired(model, held, bool(keras2), by_path, config is not None, reading)
 
-    Raises:
-        ValueError: it is damaged, or a SavedModel.
-    """
-    if file.every is None:
+    def every() -> dict[Path, Placed]:
+        if by_path:
+            raise ValueError(
+                "configs of SeparableConv1D layers do not say what its other layers are. Pass what the model's "
+                "`to_json()` gives as `config`."
+            )
+        if held.is_named:
+            found = placing.in_hdf5(model, held.weights)
+        else:
+            found = placing.in_archive(model, held.weights, bool(keras2), places)
+        _check_apart((placed.places for placed in found.values()), reading.budget)
+        return found
+
+    return ModelFile(
+        _by_name(places),
+        reading.left_out,
+        unknown,
+        _classes(model, reading),
+        every,
+        held.source,
+        held.checksums,
+        held.regions,
+    )
+
+
+def _paired(
+    model: Layer, held: container.Container, keras2: bool, by_path: bool, alone: bool, reading: Reading
+) -> tuple[Places, list[str]]:
+    if held.is_named:
+        return pairing_hdf5.separable(model, held.weights, reading)
+    if by_path:  # of nothing around these layers anything is known
+        return pairing_archive.separable(model, lambda layer: held.weights, held.weights, reading, alone)
+    groups = pairing_archive.groups_by_rule(model, held.weights, keras2)
+    return pairing_archive.separable(model, groups.__getitem__, held.weights, reading, alone)
+
+
+def _saved_model(folder: str, config: Any, stack: contextlib.ExitStack, reading: Reading) -> ModelFile:
+    if config is not None:
+        raise ValueError("it has its model's config, and `config` is for weights alone. Leave that out.")
+
+    def every() -> dict[Path, Placed]:
         raise ValueError(
             "of a SavedModel only SeparableConv1D layers are read. Load it in Keras, save it as .keras, and use that."
         )
-    return file.every()
+
+    found = saved_model.read(folder, stack, reading)
+    layers = {
+        key: Found(settings.config, [weights], settings.refused) for key, (settings, weights) in found.items()
+    }
+    return ModelFile(layers, reading.left_out, [], {}, every)
 
 
 def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None:
@@ -164,91 +225,26 @@ def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None
             raise ValueError("it is damaged: the weights of different layers overlap.")
 
 
-def _read(path: str | os.PathLike, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
-    if os.path.isdir(path):
-        folder = os.fsdecode(path)
-        if not saved_model.is_saved_model(folder):
-            raise ValueError("it is a folder, and no SavedModel. A .keras or .h5 file would do.")
-        found = saved_model.read(folder, stack, budget)
-        return ModelFile({key: Found(config, [weights]) for key, (config, weights) in found.items()}, [])
-    source = byte_source.opened(path, stack)
-    if archive.is_archive(source):
-        return _read_archive(source, stack, budget)
-    if hdf5.is_hdf5(source):
-        return _read_hdf5(source, stack, budget)
-    raise ValueError("it is neither a .keras archive nor an HDF5 file, whatever its name says.")
-
-
-def _read_archive(whole: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
-    entries = archive.members(whole, budget)
-    members = {member.name: member for member in entries}
-    if _WEIGHTS not in members or _CONFIG not in members:
-        raise ValueError(
-            f"it is a zip archive, but none of a Keras model: it has no {_CONFIG!r} or no {_WEIGHTS!r}. "
-            "A file saved with `model.save('name.keras')` would do."
-        )
-
-    def text(name: str) -> bytes:
-        source = archive.content(whole, members[name], untrusted_json.SIZE_LIMIT)
-        return source.read(0, source.size)
-
-    metadata: Any = untrusted_json.parse(text(_METADATA), budget) if _METADATA in members else {}
-    keras2 = description.is_keras2(metadata.get("keras_version")) if isinstance(metadata, dict) else None
-    model = description.read(text(_CONFIG), keras2, budget)
-    source = archive.content(whole, members[_WEIGHTS])
-    file = hdf5.File(source, budget, stack)
-    places, unknown = pairing.in_archive(model, file.root, keras2=bool(keras2))
-    layers = _by_name(places)
-
-    def every() -> dict[Path, Placed]:
-        found = placing.in_archive(model, file.root, bool(keras2), places)
-        _check_apart((placed.places for placed in found.values()), budget)
-        return found
-
-    if source.file is not whole.file:
-        return ModelFile(layers, unknown, every=every)
-
-    def regions(weights: dict[int, str]) -> Regions:
-        taken = Regions(budget)
-        archive.take_regions(whole, entries, members[_WEIGHTS], taken)
-        hdf5_regions.take_regions(file, weights, taken)
-        return taken
-
-    checksums = archive.checksum_positions(whole, members[_WEIGHTS])
-    return ModelFile(layers, unknown, source, checksums, regions, every)
-
-
-def _read_hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> ModelFile:
-    file = hdf5.File(source, budget, stack)
-    root = file.root
-    config, weights = root.attribute("model_config"), root.group("model_weights")
-    if not isinstance(config, str) or weights is None:
-        raise ValueError(
-            "it is an HDF5 file without a model's config, which a file of weights alone is. A file saved with "
-            "`model.save('name.keras')` or `model.save('name.h5')` would do."
-        )
-    keras2 = description.is_keras2(root.attribute("keras_version") or weights.attribute("keras_version"))
-    model = description.read(config, keras2, budget)
-    places, unknown = pairing.in_hdf5(model, weights)
-
-    def every() -> dict[Path, Placed]:
-        found = placing.in_hdf5(model, weights)
-        _check_apart((placed.places for placed in found.values()), budget)
-        return found
-
-    def regions(weights: dict[int, str]) -> Regions:
-        taken = Regions(budget)
-        hdf5_regions.take_regions(file, weights, taken)
-        return taken
-
-    return ModelFile(_by_name(places), unknown, source, (), regions, every)
-
-
-def _by_name(places: pairing.Places) -> dict[str, Found]:
+def _by_name(places: Places) -> dict[str, Found]:
     """The layers by their paths of names."""
     names = description.Names()
     return {
-        names.unused(layer.path): Found(layer.settings, where)
+        names.unused(layer.path): Found(layer.settings.config, where, layer.settings.refused)
         for layer, where in places.items()
         if layer.settings
     }
+
+
+_OWN_ENTRIES = {"filters", "kernel_size", "depthwise_initializer", "pointwise_initializer"}
+
+
+def _classes(model: Layer, reading: Reading) -> dict[str, list[str]]:
+    """The paths of layers by their classes: of those that look made from a `SeparableConv1D`, and of Keras's 2D one."""
+    found: dict[str, list[str]] = {}
+    for layer in model.walk():
+        reading.budget.step()
+        if layer.full_name == SEPARABLE_2D or (
+            layer.full_name not in (layer.class_name, "") and layer.config.keys() >= _OWN_ENTRIES
+        ):
+            found.setdefault(layer.class_name, []).append(layer.path)
+    return found

@@ -13,9 +13,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from flax_sepconv.interop._files import description, pairing
+from flax_sepconv.interop._files import description
 from flax_sepconv.interop._files.description import Layer
 from flax_sepconv.interop._files.hdf5 import Dataset, Group
+from flax_sepconv.interop._files.pairing import Places
+from flax_sepconv.interop._files.pairing_archive import groups_by_rule
+from flax_sepconv.interop._files.pairing_hdf5 import attribute_list
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, is_known, named, weight_names
 
 # Beside the layers, Keras's own format has these in the model's group.
@@ -50,7 +53,7 @@ class Placed:
         return KerasLayer(self.class_name, self.config, weights)
 
 
-def in_archive(model: Layer, root: Group, keras2: bool, found: pairing.Places) -> dict[Path, Placed]:
+def in_archive(model: Layer, root: Group, keras2: bool, found: Places) -> dict[Path, Placed]:
     """The layers of a file in Keras's own format, in the order of the model.
 
     Args:
@@ -59,7 +62,7 @@ def in_archive(model: Layer, root: Group, keras2: bool, found: pairing.Places) -
         keras2: whether a Keras 2 wrote it.
         found: the weights of the `SeparableConv1D` layers, some of which no rule finds.
     """
-    groups = pairing.groups_by_rule(model, root, keras2, every=True)
+    groups = groups_by_rule(model, root, keras2, every=True)
     # By the addresses of their groups; the group of an array is `vars`, in the layer's.
     owners = {
         array.parent.parent.address: layer
@@ -91,15 +94,15 @@ def in_archive(model: Layer, root: Group, keras2: bool, found: pairing.Places) -
 
 
 def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
-    """The layers of the group `model_weights` of an HDF5 file, in the order of the model.
+    """The layers of an HDF5 file, in the order of the model.
 
     Args:
         model: the tree of its layers.
-        root: that group.
+        root: the group that has one for each layer of the outermost model.
     """
     places: dict[Layer, list[dict[str, Dataset]]] = collections.defaultdict(list)
     holders = {child.name: child for child in model.children if child.is_layer}
-    for name in dict.fromkeys((*pairing.attribute_list(root, "layer_names"), "top_level_model_weights")):
+    for name in dict.fromkeys((*attribute_list(root, "layer_names"), "top_level_model_weights")):
         group = root.group(name)
         if group is not None:
             for layer, arrays in _shared_out(holders.get(name, model), group).items():
@@ -115,7 +118,7 @@ def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
         by_name[layer.name].append(layer)
     found: dict[Layer, dict[str, Dataset]] = collections.defaultdict(dict)
     nameless: dict[tuple[str, ...], dict[str, Dataset]] = collections.defaultdict(dict)
-    for full in pairing.attribute_list(group, "weight_names"):
+    for full in attribute_list(group, "weight_names"):
         array = group.get(full)
         if not isinstance(array, Dataset) or not array.is_float:
             continue

@@ -7,14 +7,15 @@ place: what `load` would read are the weights that were given.
 """
 
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flax_sepconv.interop._files import byte_source, model_file
+from flax_sepconv.interop._files import byte_source, container, model_file
 from flax_sepconv.interop._files.atomic import replacing
 from flax_sepconv.interop._files.byte_source import MEBIBYTE, Source
 from flax_sepconv.interop._files.hdf5 import Dataset
@@ -40,37 +41,73 @@ class Write(NamedTuple):
 Writes = Callable[[ModelFile], Iterable[Write]]
 """What is to be written to an opened file, or an error that says why it cannot be."""
 
+Opened = Callable[[], contextlib.AbstractContextManager[ModelFile]]
+"""Opens the copy."""
 
-def rewrite(path: str | os.PathLike, out: str | os.PathLike, writes: Writes) -> None:
+
+def rewrite(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    writes: Writes,
+    *,
+    config: Any = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a copy of a model's file with other weights, which takes its name when it is whole.
 
     Args:
-        path: the file.
-        out: where the copy goes.
+        path: the file. In a folder of Keras's, the file with the weights is written.
+        out: where the copy goes; a folder itself.
         writes: what to write, asked for the copy before and after.
+        config: for weights alone, what the model is.
+        custom_objects: what names in the file that are not Keras's own stand for.
 
     Raises:
         ValueError: the file is none that can be written, or the weights do not fit it.
-        TypeError: `writes` raises it.
+        TypeError: `writes` raises it, or `config` or `custom_objects` is none.
         OSError: there is no such file, or `out` cannot be written.
     """
     name = os.fsdecode(path)
-    if os.path.isdir(name):
-        raise ValueError(
-            f"{name}: a folder cannot be written. Load it in Keras, save it as .keras, and use that."
-        )
+    folder = name if os.path.isdir(name) else None
+    file, target = (_within(folder, out) if folder else path), out
+    if folder:
+        target = file
     with contextlib.ExitStack() as stack:
         with model_file.naming(name):
-            original = byte_source.opened(path, stack)
+            original = byte_source.opened(file, stack, folder)
         mode = os.fstat(original.file.fileno()).st_mode
-        _rewrite(original, stack.enter_context(replacing(out, mode)), writes, name)
+        copy = stack.enter_context(replacing(target, mode))
+        opened = functools.partial(
+            model_file.opened,
+            folder or copy.name,
+            name=name,
+            weights=copy.name if folder else None,
+            config=config,
+            custom_objects=custom_objects,
+        )
+        _rewrite(original, copy, writes, name, opened)
 
 
-def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str) -> None:
+def _within(folder: str, out: str | os.PathLike[str]) -> str:
+    """The file with the weights in a folder, which can only be written in its place."""
+    if not container.is_keras_folder(folder):
+        raise ValueError(
+            f"{folder}: a folder cannot be written, but for those of Keras 3's. Load it in Keras, save it as .keras, "
+            "and use that."
+        )
+    if not (os.path.exists(out) and os.path.samefile(folder, out)):
+        raise ValueError(
+            f"{folder}: a folder is written in its place only; got `out` {os.fsdecode(out)!r}. Copy the folder first, "
+            "`shutil.copytree(path, out)`, and write `out` to `out`."
+        )
+    return os.path.join(folder, container.WEIGHTS)
+
+
+def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str, opened: Opened) -> None:
     original.file.seek(0)
     shutil.copyfileobj(original.file, copy)
     copy.flush()
-    with model_file.opened(copy.name, name=name) as file:
+    with opened() as file:
         try:
             pieces = _pieces(file, writes)
         except (ValueError, TypeError) as error:
@@ -86,7 +123,11 @@ def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str) -> Non
             copy.seek(position)
             copy.write(checksum)
         copy.flush()
-    _verify(original, copy, [(position, len(data)) for position, data in pieces], writes, name)
+    _check_rest(original, copy, [(position, len(data)) for position, data in pieces], name)
+    with opened() as file:
+        for there, value, _, what in writes(file):
+            if there.read().tobytes() != np.asarray(value).tobytes():
+                raise ValueError(f"{name}: it is damaged: {what} cannot be written to it.")
 
 
 def _pieces(file: ModelFile, writes: Writes) -> list[tuple[int, bytes]]:
@@ -112,10 +153,8 @@ def _pieces(file: ModelFile, writes: Writes) -> list[tuple[int, bytes]]:
     return pieces
 
 
-def _verify(
-    original: Source, copy: BinaryIO, pieces: list[tuple[int, int]], writes: Writes, name: str
-) -> None:
-    """Refuses a copy that differs from the original elsewhere, or from which other weights would be read."""
+def _check_rest(original: Source, copy: BinaryIO, pieces: list[tuple[int, int]], name: str) -> None:
+    """Refuses a copy that differs from the original elsewhere than in these positions and sizes."""
     at = 0
     for position, size in [*sorted(pieces), (original.size, 0)]:
         while at < position:
@@ -127,7 +166,3 @@ def _verify(
         at = position + size
     if os.fstat(copy.fileno()).st_size != original.size:
         raise ValueError(f"{name}: it changed while it was copied.")
-    with model_file.opened(copy.name, name=name) as file:
-        for there, value, _, what in writes(file):
-            if there.read().tobytes() != np.asarray(value).tobytes():
-                raise ValueError(f"{name}: it is damaged: {what} cannot be written to it.")

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_sepconv._messages import shown
-from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop._files import byte_source, description, untrusted_json, wire
 from flax_sepconv.interop._files.budget import Budget
 from flax_sepconv.interop._files.byte_source import Source
+from flax_sepconv.interop._files.description import Settings
+from flax_sepconv.interop._files.reading import Reading
 
 _METADATA, _INDEX = "keras_metadata.pb", os.path.join("variables", "variables.index")
 _NAME_LIMIT, _SHARD_LIMIT, _RANK_LIMIT = 1024, 1000, 8
@@ -84,14 +85,14 @@ def is_saved_model(folder: str) -> bool:
 
 
 def read(
-    folder: str, stack: contextlib.ExitStack, budget: Budget
-) -> dict[str, tuple[SeparableConv1DConfig, dict[str, Variable]]]:
-    """The config and the weights of each `SeparableConv1D`, by the layers' names joined with `/`.
+    folder: str, stack: contextlib.ExitStack, reading: Reading
+) -> dict[str, tuple[Settings, dict[str, Variable]]]:
+    """What the folder says of each `SeparableConv1D` and its weights, by the layers' names joined with `/`.
 
     Args:
         folder: the SavedModel.
         stack: keeps its files open.
-        budget: what reading them may cost.
+        reading: how they are read.
 
     Raises:
         ValueError: it was not written by a Keras 2 from TF 2.5 on, or is damaged.
@@ -101,7 +102,8 @@ def read(
             "it is a SavedModel without the configs of its layers (a `keras_metadata.pb`), as Keras 3's `export` "
             "and TF before 2.5 write. Save the model as a .keras or .h5 file."
         )
-    names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack), budget), budget)
+    budget = reading.budget
+    names, separable, keras2 = _nodes(_whole(_open(folder, _METADATA, stack), budget), reading)
     if not separable:
         return {}
     index = wire.table(_open(folder, _INDEX, stack), budget)
@@ -121,15 +123,20 @@ def read(
     layers, used = {}, description.Names()
     for path, entry in separable.items():
         name = used.unused("/".join(_names_along(path, names, budget)))
-        settings = description.settings(entry, name, keras2, budget)
-        variables = {weight.name: variable(graph.key(path, weight.name)) for weight in settings.weights(1)}
+        try:
+            settings = description.settings(entry, keras2, reading)
+            variables = {
+                weight.name: variable(graph.key(path, weight.name)) for weight in settings.config.weights(1)
+            }
+        except ValueError as error:
+            reading.fail(name, str(error))
+            continue
         _, channels, _ = (*variables["depthwise_kernel"].shape, 0, 0, 0)[:3]
-        shapes = {weight.name: weight.shape for weight in settings.weights(channels)}
+        shapes = {weight.name: weight.shape for weight in settings.config.weights(channels)}
         if {leaf: variable.shape for leaf, variable in variables.items()} != shapes:
-            raise ValueError(
-                f"layer {shown(name)}: its weights do not fit {settings}. The folder is damaged."
-            )
-        layers[name] = settings, variables
+            reading.fail(name, f"its weights do not fit {settings.config}. The folder is damaged.")
+        else:
+            layers[name] = settings, variables
     return layers
 
 
@@ -150,8 +157,9 @@ def _whole(source: Source, budget: Budget) -> bytes:
     return source.read(0, source.size)
 
 
-def _nodes(metadata: bytes, budget: Budget) -> tuple[dict[str, str], dict[str, Mapping], bool]:
+def _nodes(metadata: bytes, reading: Reading) -> tuple[dict[str, str], dict[str, Mapping], bool]:
     """The name of each layer and the entry of each `SeparableConv1D`, by their paths; whether Keras 2 wrote them."""
+    budget = reading.budget
     names, separable, keras2 = {}, {}, None
     for node in wire.fields(metadata, budget, {1}).get(1, []):
         budget.step(_NODE_STEPS)
@@ -168,7 +176,7 @@ def _nodes(metadata: bytes, budget: Budget) -> tuple[dict[str, str], dict[str, M
         names[path] = str(entry.get("name", path.rpartition(".")[2]))
         if max(len(path), len(names[path])) > _NAME_LIMIT:
             raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
-        if description.is_layer(entry) and description.is_separable(entry):
+        if description.is_layer(entry) and description.is_separable(entry, reading):
             separable[path] = entry
     # The model's own entry has the version. No Keras but 2 has ever written this file.
     return names, separable, keras2 is not False

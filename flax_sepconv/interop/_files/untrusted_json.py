@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flax_sepconv.interop._files.budget import Budget
+from flax_sepconv.interop._files.byte_source import Source
 
 # Keras's configs are nested some 20 deep.
 SIZE_LIMIT, _DEPTH_LIMIT = 16 * 2**20, 200
@@ -35,6 +36,11 @@ def parse(text: bytes | str, budget: Budget) -> Any:
         return json.loads(text)
     except ValueError as error:  # also of an integer with more digits than Python reads
         raise ValueError(f"its model config is not JSON: {error}.") from None
+
+
+def is_json(source: Source) -> bool:
+    """Whether this begins as the JSON of an object does."""
+    return source.read(0, min(source.size, 64)).lstrip()[:1] == b"{"
 
 
 def _depth(text: str, values: int) -> int:

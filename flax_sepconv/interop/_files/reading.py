@@ -1,0 +1,42 @@
+"""How one file is read: what that may cost, what its reader was told, and what became of layers that cannot be had."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax_sepconv._messages import shown
+from flax_sepconv.interop._custom_objects import CustomObjects
+from flax_sepconv.interop._files.budget import Budget
+
+
+@dataclasses.dataclass
+class Reading:
+    """One reading of a file.
+
+    Attributes:
+        budget: what it may cost.
+        custom_objects: what the caller says that names in the file stand for.
+        strict: whether a layer that cannot be had stops it.
+        left_out: why layers are left out where it is not strict, by their paths.
+    """
+
+    budget: Budget
+    custom_objects: CustomObjects
+    strict: bool
+    left_out: dict[str, str]
+
+    @classmethod
+    def begun(cls, custom_objects: Mapping[str, Any] | None = None, strict: bool = True) -> "Reading":
+        """A reading of which nothing is done yet."""
+        return cls(Budget(), CustomObjects(custom_objects), strict, {})
+
+    def fail(self, path: str, reason: str) -> None:
+        """Notes a layer that cannot be had.
+
+        Raises:
+            ValueError: the reading is strict.
+        """
+        if self.strict:
+            raise ValueError(f"layer {shown(path)}: {reason}")
+        self.budget.hold(len(path) + len(reason))
+        self.left_out.setdefault(path, reason)
