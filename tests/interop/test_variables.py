@@ -8,7 +8,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import importlib
-import warnings
+import shutil
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,11 @@ from flax import nnx
 import flax_sepconv as fsc
 from flax_sepconv.interop import keras as files
 from tests.interop import fuzz
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"),
+    pytest.mark.filterwarnings("ignore:.*__array__ implementation doesn't accept a copy keyword.*"),
+]
 
 DATA = sorted(path for path in fuzz.DATA.rglob("*") if path.suffix in (".keras", ".h5"))
 IDS = np.random.default_rng(0).integers(0, 10, (2, 12))
@@ -93,17 +98,35 @@ def made(request, tmp_path_factory):
     """A Keras, its model, the folder with the model's files, and its predictions."""
     keras = importlib.import_module(request.param)
     model, folder = every_class(keras), tmp_path_factory.mktemp(request.param)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that .h5 is old
-        for name in ("model.keras", "model.h5"):
-            model.save(folder / name)
+    for name in ("model.keras", "model.h5"):
+        model.save(folder / name)
+    for name in ("model.weights.h5", *(["weights.h5"] if request.param == "tf_keras" else [])):
+        model.save_weights(folder / name)
+    if request.param == "keras":
+        model.save(folder / "folder", zipped=False)
+    (folder / "model.json").write_text(model.to_json())
     return keras, model, folder, np.asarray(model(IDS))
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
-def test_flax_predicts_what_keras_predicts(made, name):
-    _, _, folder, expected = made
-    variables = files.load_variables(folder / name)
+WEIGHTS_ALONE = ("model.weights.h5", "weights.h5")
+FORMS = ["model.keras", "model.h5", *WEIGHTS_ALONE, "folder"]
+
+
+@pytest.fixture
+def form(made, request):
+    """A file of the model and what opens it, besides."""
+    _, _, folder, _ = made
+    path = folder / request.param
+    if not path.exists():
+        pytest.skip("no form of this Keras's")
+    return path, {"config": folder / "model.json"} if path.name in WEIGHTS_ALONE else {}
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_flax_predicts_what_keras_predicts(made, form):
+    *_, expected = made
+    path, options = form
+    variables = files.load_variables(path, **options)
     np.testing.assert_allclose(jax.jit(EveryClass().apply)(variables, IDS), expected, rtol=1e-5, atol=1e-5)
     wanted = jax.eval_shape(EveryClass().init, jax.random.key(0), IDS)
     assert jax.tree.map(lambda value: value.shape, variables) == jax.tree.map(
@@ -124,16 +147,51 @@ def test_both_formats_have_the_same_layers(made):
     jax.tree.map(np.testing.assert_array_equal, [*found.weights.values()], live.get_weights())
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
-def test_keras_predicts_with_the_weights_that_flax_changed(made, name, tmp_path):
-    keras, _, folder, expected = made
-    variables = jax.tree.map(lambda value: value * 1.25, files.load_variables(folder / name))
-    out = tmp_path / name
-    files.save_variables(folder / name, variables, out)
-    jax.tree.map(np.testing.assert_array_equal, files.load_variables(out), variables)
-    again = np.asarray(keras.models.load_model(out)(IDS))
+def loaded_again(keras, path, folder, model):
+    """The model of a file, for weights alone another one that gets these."""
+    if path.name in WEIGHTS_ALONE:
+        again = keras.models.model_from_json((folder / "model.json").read_text())
+        again.load_weights(path)
+        return again
+    return keras.models.load_model(path)
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_keras_predicts_with_the_weights_that_flax_changed(made, form, tmp_path):
+    keras, model, folder, expected = made
+    path, options = form
+    out = tmp_path / path.name
+    if path.is_dir():  # written in its place
+        shutil.copytree(path, out)
+        path = out
+    variables = jax.tree.map(lambda value: value * 1.25, files.load_variables(path, **options))
+    files.save_variables(path, variables, out, **options)
+    jax.tree.map(np.testing.assert_array_equal, files.load_variables(out, **options), variables)
+    again = np.asarray(loaded_again(keras, out, folder, model)(IDS))
     assert np.abs(again - expected).max() > 1e-2
     np.testing.assert_allclose(EveryClass().apply(variables, IDS), again, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_separable_layers_of_every_form_are_the_same(made, form, tmp_path):
+    _, _, folder, _ = made
+    path, options = form
+    expected, layers = files.load(folder / "model.keras"), files.load(path, **options)
+    assert {key: config for key, (config, _) in layers.items()} == {
+        key: config for key, (config, _) in expected.items()
+    }
+    out = tmp_path / path.name
+    if path.is_dir():
+        shutil.copytree(path, out)
+        path = out
+    ((key, (_, params)),) = layers.items()
+    changed = jax.tree.map(lambda value: value + 1, params)
+    nested = {"params": {"inner": {"sep": changed}}}
+    assert key == "inner/sep"
+    files.save(path, nested, out, **options)
+    _, again = files.load(out, **options)[key]
+    jax.tree.map(np.testing.assert_array_equal, again, changed)
+    jax.tree.map(np.testing.assert_array_equal, params, expected[key][1])
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: f"{path.parent.name}/{path.name}")

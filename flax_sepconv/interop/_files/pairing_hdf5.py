@@ -10,7 +10,7 @@ order does, as in Keras itself.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flax_sepconv._messages import shown
 from flax_sepconv.interop._files.description import Layer
@@ -35,11 +35,11 @@ def separable(model: Layer, root: Group, reading: Reading) -> tuple[Places, list
     """
     places: Places = {}
     unknown = []
-    holders = {child.name: child for child in model.children if child.holds}
-    for name in dict.fromkeys((*attribute_list(root, "layer_names"), *holders)):
+    outermost = holders(model, root)
+    for name in dict.fromkeys(attribute_list(root, "layer_names")):
         group = root.group(name)
         runs = dict(_runs(group, name)) if group else {}
-        layers = holders[name].separable() if name in holders else []
+        layers = outermost[name].separable() if name in outermost else []
         for layer, weights in _paired(layers, runs, reading):
             places.setdefault(layer.original, []).append(weights)
         unknown += [f"{name}/{prefix}" for prefix, weights in runs.items() if form([*weights.values()])]
@@ -47,6 +47,33 @@ def separable(model: Layer, root: Group, reading: Reading) -> tuple[Places, list
         if layer.original not in places:
             reading.fail(layer.path, missing(layer))
     return {layer: places[layer] for layer in model.separable() if layer in places}, unknown
+
+
+def holders(model: Layer, root: Group) -> dict[str, Layer]:
+    """The layers of the outermost model by the names that the file has for them.
+
+    A model that was built again has other numbers in the names that Keras gives: then the order tells.
+    """
+    children = {child.name: child for child in model.children if child.is_layer}
+    names = dict.fromkeys(attribute_list(root, "layer_names"))
+    found = {name: children[name] for name in names if name in children}
+    ours, theirs = (
+        _by_stem(each) for each in (children.keys() - names.keys(), names.keys() - children.keys())
+    )
+    for stem, numbered in ours.items():
+        if len(numbered) == len(theirs.get(stem, ())):
+            found |= {theirs[stem][at]: children[numbered[at]] for at in range(len(numbered))}
+    return found
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by what is before their numbers, in the order of these."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        numbered = stem and number.isdecimal() and number.isascii() and len(number) < 10
+        found.setdefault(stem if numbered else name, []).append((int(number) if numbered else 0, name))
+    return {stem: [name for _, name in sorted(each)] for stem, each in found.items()}
 
 
 def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:

@@ -18,7 +18,7 @@ from flax_sepconv.interop._files.description import Layer
 from flax_sepconv.interop._files.hdf5 import Dataset, Group
 from flax_sepconv.interop._files.pairing import Places
 from flax_sepconv.interop._files.pairing_archive import groups_by_rule
-from flax_sepconv.interop._files.pairing_hdf5 import attribute_list
+from flax_sepconv.interop._files.pairing_hdf5 import attribute_list, holders
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, is_known, named, weight_names
 
 # Beside the layers, Keras's own format has these in the model's group.
@@ -101,11 +101,11 @@ def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
         root: the group that has one for each layer of the outermost model.
     """
     places: dict[Layer, list[dict[str, Dataset]]] = collections.defaultdict(list)
-    holders = {child.name: child for child in model.children if child.is_layer}
+    outermost = holders(model, root)
     for name in dict.fromkeys((*attribute_list(root, "layer_names"), "top_level_model_weights")):
         group = root.group(name)
         if group is not None:
-            for layer, arrays in _shared_out(holders.get(name, model), group).items():
+            for layer, arrays in _shared_out(outermost.get(name, model), group).items():
                 places[layer.original].append(arrays)
     return _by_path(model, places)
 

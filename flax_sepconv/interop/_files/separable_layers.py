@@ -82,6 +82,8 @@ def _reason(refused: Mapping[str, Refused]) -> str:
 
 def _hints(file: ModelFile) -> list[str]:
     """What else there is that may have been looked for."""
+    if file.left_out:  # whose weights these may be
+        return []
     own = [name for name in file.classes if name != model_file.SEPARABLE_2D]
     if file.unknown and own:
         return [
@@ -94,7 +96,7 @@ def _hints(file: ModelFile) -> list[str]:
             "they are left out. A class of your own must write its layers into its `get_config` to have them found; "
             "or load the file in Keras and pass them to `from_layer`."
         ]
-    if not file.layers and not file.left_out and model_file.SEPARABLE_2D in file.classes:
+    if not file.layers and model_file.SEPARABLE_2D in file.classes:
         return [
             f"it has no SeparableConv1D, but SeparableConv2D layers, {shown(file.classes[model_file.SEPARABLE_2D])}. "
             "This library has none of these; `load_variables` and `layers` read their weights."
