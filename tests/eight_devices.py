@@ -72,6 +72,7 @@ CAUSAL = {"padding": "causal", "strides": 2, "depth_multiplier": 2, "data_format
     [
         *(({"implementation": name} | SAME, AxisType.Auto) for name in IMPLEMENTATIONS),
         *(({"implementation": name} | CAUSAL, AxisType.Explicit) for name in IMPLEMENTATIONS),
+        ({"implementation": "lax", "padding": "same"}, AxisType.Auto),
         ({"kernel_size": 12, "dilation_rate": 3}, AxisType.Auto),
         ({"kernel_size": 130, "padding": "same"}, AxisType.Auto),  # transforms, and with 10 channels blocks
         ({"kernel_size": 130} | SAME, AxisType.Explicit),

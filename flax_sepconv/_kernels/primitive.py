@@ -11,6 +11,7 @@ primitive, with the slot that is left out as a parameter, is closed under `jvp` 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,11 @@ from jax.interpreters import ad, batching, mlir, xla
 from flax_sepconv._dtypes import wide
 from flax_sepconv._kernels import sharding
 from flax_sepconv._window import Window
+
+try:
+    from jax.experimental.jet import jet_rules
+except ImportError:  # it is experimental
+    jet_rules = {}
 
 PLATFORMS = ("cpu", "cuda", "rocm")  # those that have a lowering of their own
 
@@ -82,6 +88,22 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
         gradient = ad.Zero(slots[linear].aval) if zero else contract(given | {result: cotangent}, **params)
         return [gradient if slot == linear else None for slot in slots]
 
+    def taylor(primals, series, *, result: str, devices, **params):
+        # Runs are integers, of which JAX makes series of zeros too.
+        coefficients = [
+            [primal, *terms] if jnp.issubdtype(primal.dtype, jnp.inexact) else [primal]
+            for primal, terms in zip(primals, series, strict=True)
+        ]
+
+        def coefficient(order: int) -> jax.Array:
+            """The sum over all ways to share the order among the slots."""
+            shares = itertools.product(*(range(len(each)) for each in coefficients))
+            arrays = [map(list.__getitem__, coefficients, share) for share in shares if sum(share) == order]
+            return functools.reduce(jnp.add, [contract(by_slot(result, each), **params) for each in arrays])
+
+        first, *rest = map(coefficient, range(1 + len(series[0])))
+        return first, rest
+
     def batched(arrays, dims, *, result: str, devices, **params):
         return batch(contract, by_slot(result, arrays), by_slot(result, dims), result=result, **params)
 
@@ -100,6 +122,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
+    jet_rules[primitive] = taylor
     mlir.register_lowering(primitive, functools.partial(lowering, None))
     for platform in PLATFORMS:
         mlir.register_lowering(primitive, functools.partial(lowering, platform), platform=platform)

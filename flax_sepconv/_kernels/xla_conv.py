@@ -19,10 +19,15 @@ def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> 
     float16 and bfloat16 accumulate in float32.
     """
     static = {"window": window, "precision": precision, "channel_axis": channel_axis}
-    convolution = jax.custom_jvp(functools.partial(_convolution, **static))
+    convolution = functools.partial(_convolution, **static)
+    wide_x, wide_kernel = x.astype(wide(x.dtype)), kernel.astype(wide(kernel.dtype))
+    if kernel.shape[2] == 1:
+        return convolution(wide_x, wide_kernel).astype(x.dtype)
 
     # JAX's own derivatives, of as many groups as there are outputs, each of one: where the batch is sharded, XLA
     # gathers it for the gradients of groups with several outputs.
+    convolution = jax.custom_jvp(convolution)
+
     @functools.partial(convolution.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
         (x, kernel), (dx, dkernel) = primals, tangents
@@ -33,7 +38,7 @@ def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> 
         ]
         return convolution(x, kernel), sum(terms[1:], terms[0])
 
-    return convolution(x.astype(wide(x.dtype)), kernel.astype(wide(kernel.dtype))).astype(x.dtype)
+    return convolution(wide_x, wide_kernel).astype(x.dtype)
 
 
 def _convolution(x, kernel, *, window: Window, precision, channel_axis: int = -1) -> jax.Array:
