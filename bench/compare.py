@@ -40,11 +40,14 @@ DEEP = tuple(
 
 TUNED = {
     "few": {"few": 0},
+    "in_place": {"in_place": 0},
+    "parts": {"parts": 1},
     "blocked": {"blocked_from": 10**6, "blocked_most": 10**6},
     "fft": {"fft_from": 10**6, "fft_kernel_from": 10**6, "fft_unblocked_from": 10**6},
 }
 WITHOUT = (*TUNED, "eigen", "one-axis")
-"""What may be taken away: forms of `flax_sepconv._kernels`, Eigen's product, the pointwise gradient over one axis."""
+"""What may be taken away: forms of `flax_sepconv._kernels`, the pointwise product as a convolution, and the pointwise
+gradient in parts or over one axis."""
 
 
 class Program(NamedTuple):
@@ -85,7 +88,7 @@ def take_away(fsc, name: str) -> None:
     else:
         function = "output" if name == "eigen" else "kernel_gradient"
         original = getattr(kernels.pointwise, function)
-        setattr(kernels.pointwise, function, lambda a, b, precision, flat: original(a, b, precision))
+        setattr(kernels.pointwise, function, lambda a, b, precision, _: original(a, b, precision))
 
 
 def compiled(function: Callable, *arguments, times: int = 3) -> Program:

@@ -93,6 +93,12 @@ class Window(NamedTuple):
         last = (self.length - self.span + self.low) // self.strides + 1
         return first, max(min(last, self.output_length), first)
 
+    @property
+    def is_mostly_edge(self) -> bool:
+        """Whether most outputs read padding."""
+        first, last = self.interior
+        return 2 * (last - first) <= self.output_length
+
     def inside(self, t: int) -> tuple[int, int]:
         """The first output whose tap `t` reads no padding, and the first after it that does; equal if there is none."""
         start = t * self.dilation - self.low

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_sepconv._kernels import depthwise_step, pointwise, primitive
+from flax_sepconv._kernels import depthwise_step, dispatch, pointwise, primitive
 
 AXES = {"input": "nlc", "kernel": "kcm", "pointwise": "cmf", "output": "nof"}
 PACKED_AXES = AXES | {"runs": "nl"}
@@ -32,14 +32,22 @@ def compute(slots, *, platform: str | None, sharded: bool, **params) -> jax.Arra
     The pointwise kernel's gradient needs the depthwise output of the forward pass. On a CPU XLA computes both once if
     they are in one program. Elsewhere it computes it again: without a barrier XLA would keep it, as large as the input.
     """
-    if params["result"] == "pointwise" and platform != "cpu":
-        slots = lax.optimization_barrier(dict(slots))
+    if params["result"] == "pointwise":
+        params["differentiated"] = True
+        slots = slots if platform == "cpu" else lax.optimization_barrier(dict(slots))
     contract = functools.partial(depthwise_step.compute, platform=platform, sharded=sharded)
-    return _steps(slots, contract=contract, flat=platform == "cpu" and not sharded, **params)
+    local = None if sharded else platform
+    return _steps(slots, contract=contract, platform=local, **params)
 
 
 def _steps(
-    slots: Mapping[str, Any], *, result: str, contract: Callable, precision, flat: bool = False, **params
+    slots: Mapping[str, Any],
+    *,
+    result: str,
+    contract: Callable,
+    precision,
+    platform: str | None = None,
+    **params,
 ) -> jax.Array:
     def step(result: str, *given: str, **more) -> jax.Array:
         arrays = {slot: slots[slot] for slot in (*given, "runs") if slot in slots} | more
@@ -53,8 +61,9 @@ def _steps(
         return step(result, "kernel" if result == "input" else "input", output=h)
     h = lax.collapse(step("output", "input", "kernel"), 2)
     if result == "output":
-        return pointwise.output(h, lax.collapse(slots["pointwise"], 0, 2), precision, flat)
-    gradient = pointwise.kernel_gradient(h, slots["output"], precision, flat)
+        return pointwise.output(h, lax.collapse(slots["pointwise"], 0, 2), precision, platform == "cpu")
+    parts = dispatch.parts(h.shape[2] * slots["output"].shape[2], platform)
+    gradient = pointwise.kernel_gradient(h, slots["output"], precision, parts)
     return gradient.reshape(*slots["kernel"].shape[1:], gradient.shape[1])
 
 

@@ -39,11 +39,14 @@ def compute(
     window: Window,
     precision,
     implementation,
+    differentiated: bool,
 ) -> jax.Array:
     """The contraction as a platform computes it, from the arrays that are given."""
     given = [slot for slot in PACKED_AXES if slot in slots]
     channels, multiplier = slots.get("kernel", slots.get("output")).shape[-2:]
-    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, "runs" in slots)
+    copied = differentiated or multiplier > 1  # with multipliers, each channel as often
+    is_packed = "runs" in slots
+    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, is_packed, copied)
 
     def one(a, b, *runs):
         # float16 and bfloat16 are multiplied and accumulated in float32, where their products are exact.

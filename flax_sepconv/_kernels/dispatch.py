@@ -1,13 +1,14 @@
 """Every choice: which form computes a contraction, and with blocks of which sizes.
 
-|           | output, input's gradient                          | kernel's gradient                |
-| --------- | ------------------------------------------------- | -------------------------------- |
-| CPU       | `few`; `taps`; `blocked`, of many channels; `fft` | `few`; `kernel_gradient`; `fft`  |
-| GPU       | `in_place`; `fft`                                 | `in_place`; `fft`                |
-| elsewhere | `xla_conv`                                        | `xla_conv`                       |
+|           | output, input's gradient                         | kernel's gradient               |
+| --------- | ------------------------------------------------ | ------------------------------- |
+| CPU       | `few`; `in_place` or `taps`; `blocked`; `fft`    | `few`; `kernel_gradient`; `fft` |
+| GPU       | `in_place`; `fft`                                | `in_place`; `fft`               |
+| elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
-From left to right for more and more taps. Elsewhere nothing was measured, and XLA's own grouped convolution is known
-to be safe; so it is for a symbolic length, under `jax.export`, which nothing else could loop over or transform.
+From left to right for more and more taps: `in_place` of an output without derivatives, `blocked` of many channels.
+Elsewhere nothing was measured, and XLA's own grouped convolution is known to be safe; so it is for a symbolic length,
+under `jax.export`, which nothing else could loop over or transform.
 """
 
 import dataclasses
@@ -47,6 +48,9 @@ class CPUTuning(Tuning):
     )
     few: int  # taps up to which nothing is copied
     few_block: int  # outputs of a block of the kernel's gradient then, at least
+    in_place: (
+        int  # taps up to which the output is computed without a copy, with sums of their own for the edges
+    )
     width: int  # taps of one sum of the kernel's gradient, at most
     block: int  # outputs of one of its blocks, about
     lanes: int  # channels of a block, and the least for which there are blocks
@@ -54,6 +58,8 @@ class CPUTuning(Tuning):
     blocked_floats: int  # if those of all channels are so many numbers or more, which no near cache keeps
     blocked_most: int  # taps above which blocks are faster in any case, in a loop over sums
     piece: int  # taps of one sum in that loop, about
+    parts: int  # parts of the pointwise kernel's gradient, about,
+    parts_most: int  # if it has at most so many entries
 
     def is_blocked(self, result: str, window: Window, channels: int) -> bool:
         """Whether blocks of channels are faster than one sum over all."""
@@ -76,6 +82,7 @@ TUNINGS: dict[str | None, Tuning] = {
         fft_unblocked_from=120,
         few=4,
         few_block=8,
+        in_place=20,
         width=20,
         block=16,
         blocked_from=20,
@@ -83,6 +90,8 @@ TUNINGS: dict[str | None, Tuning] = {
         lanes=8,
         blocked_most=96,
         piece=32,
+        parts=16,
+        parts_most=8192,
     ),
     "cuda": Tuning(fft_from=80, fft_kernel_from=20),
     "rocm": Tuning(fft_from=80, fft_kernel_from=20),
@@ -112,11 +121,13 @@ def plan(
     platform: str | None,
     implementation: str | None = None,
     is_packed: bool = False,
+    copied: bool = False,
 ) -> Plan:
     """The form that computes the slot `result`, of so many channels in the output, on a platform.
 
     `implementation` is one of `IMPLEMENTATIONS`, or `None` for what was measured as fastest. Of packed rows there is
-    one form.
+    one form. `copied` says that a padded copy of the input costs nothing: the kernel's gradient has it too, or the
+    input is copied anyway.
     """
     if is_packed:
         return Plan("packed", PACKED)
@@ -137,9 +148,20 @@ def plan(
         return Plan("kernel_gradient", sums)
     if tuning.is_blocked(result, window, channels):
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
+    is_short = window.kernel_size <= tuning.in_place and not window.is_mostly_edge
+    if result == "output" and is_short and not copied:
+        return Plan("in_place", {"apart": True})
     # The copy has the time steps that the kernel's gradient reads, with which it is shared.
     read = window.transposed() if result == "input" and window.strides == 1 else window
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
+
+
+def parts(entries: int, platform: str | None) -> int:
+    """Sums that the pointwise kernel's gradient of so many entries is added up from; 0 leaves it to XLA."""
+    tuning = TUNINGS.get(platform)
+    if not isinstance(tuning, CPUTuning):
+        return 0
+    return tuning.parts if entries <= tuning.parts_most else 1
 
 
 _MODULES = (few, taps, blocked, kernel_gradient, in_place, packed, fft, xla_conv)

@@ -1,24 +1,27 @@
-"""Sums of shifted products for GPUs, without a copy.
+"""Sums of shifted products without a copy: the outputs at both ends, which read padding, have sums of their own.
 
-Of a padded copy XLA would compute each entry anew for every tap, so the outputs at both ends have sums of their own.
+On GPUs XLA would compute each entry of a padded copy anew for every tap. On CPUs a copy is a pass over the input.
 """
 
 import jax
 from jax import lax
 
-from flax_sepconv._kernels import taps
+from flax_sepconv._kernels import taps, xla
 from flax_sepconv._window import Window
 
 
-def output(x, kernel, window: Window) -> jax.Array:
-    """`(N, L, C)` and `(K, C)` to `(N, O, C)`."""
+def output(x, kernel, window: Window, *, apart: bool = False) -> jax.Array:
+    """`(N, L, C)` and `(K, C)` to `(N, O, C)`, `apart` from what comes before and after if XLA is not to fuse them."""
+    return (xla.unfused(_output) if apart else _output)(x, kernel, window=window)
 
+
+def _output(x, kernel, *, window: Window) -> jax.Array:
     def at_edge(start: int, stop: int) -> jax.Array:
         read = _samples_read(x, window, start, stop)
         return taps.sums(read, kernel, count=stop - start, stride=window.strides, dilation=window.dilation)
 
     outputs, (first, last) = window.output_length, window.interior
-    if 2 * (last - first) <= outputs:  # mostly edge
+    if window.is_mostly_edge:
         return at_edge(0, outputs)
     pieces = [(0, first), (first, last), (last, outputs)]
     sums = [at_edge(start, stop) for start, stop in pieces if start < stop]

@@ -1,5 +1,7 @@
 """The pointwise step: a product of matrices, and its gradients."""
 
+import math
+
 import jax
 from jax import lax
 
@@ -24,16 +26,21 @@ def input_gradient(kernel, cotangent, precision) -> jax.Array:
     return _product(cotangent, kernel, 2, 1, precision, kernel.dtype)
 
 
-def kernel_gradient(h, cotangent, precision, flat: bool = False) -> jax.Array:
+def kernel_gradient(h, cotangent, precision, parts: int = 0) -> jax.Array:
     """`(N, O, R)` and `(N, O, F)` to `(R, F)`.
 
-    `flat` sums over one axis, not over two, for which XLA's CPU backend would transpose a copy of `h` before.
+    In about so many parts, if any: each sums over one axis, where for two XLA's CPU backend would transpose a copy of
+    `h` before. It divides the result among threads, not what is summed, so that few entries are better in parts.
     """
-    if flat:
-        h, cotangent = (array.reshape(1, array.shape[0] * array.shape[1], -1) for array in (h, cotangent))
-    dimensions = (((1,), (1,)), ((0,), (0,))) if flat else (((0, 1), (0, 1)), ((), ()))
-    gradient = lax.dot_general(h, cotangent, dimensions, precision=precision, preferred_element_type=h.dtype)
-    return lax.squeeze(gradient, (0,)) if flat else gradient
+    rows = h.shape[0] * h.shape[1]
+    if not parts or type(rows) is not int:  # symbolic, under `jax.export`
+        over = (((0, 1), (0, 1)), ((), ()))
+        return lax.dot_general(h, cotangent, over, precision=precision, preferred_element_type=h.dtype)
+    parts = math.gcd(parts, rows)
+    h, cotangent = (array.reshape(parts, rows // parts, array.shape[2]) for array in (h, cotangent))
+    over = (((1,), (1,)), ((0,), (0,)))
+    sums = lax.dot_general(h, cotangent, over, precision=precision, preferred_element_type=h.dtype)
+    return lax.squeeze(sums, (0,)) if parts == 1 else lax.reduce_sum(sums, (0,))
 
 
 def _product(a, b, axis_a: int, axis_b: int, precision, dtype) -> jax.Array:

@@ -37,20 +37,24 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
     """Makes the primitive of a form.
 
     `axes` gives each slot's axes by letters: `l`, `k` and `o` have the sizes that the window says, any other the same
-    in each slot. `compute(slots, *, result, platform, sharded, window, **params)` is the contraction in JAX
-    operations, of arrays by the names of their slots, where `platform` is one of `PLATFORMS`, or `None` for any
-    other. `batch(contract, slots, dims, *, result, window, **params)` is the rule for `vmap`, as JAX's. With
-    `widens`, the output and its cotangent are float32 where the rest is narrower.
+    in each slot. `compute(slots, *, result, platform, sharded, differentiated, window, **params)` is the contraction in
+    JAX operations, of arrays by the names of their slots, where `platform` is one of `PLATFORMS`, or `None` for any
+    other, and `differentiated` says that derivatives of it are in the program, too. `batch(contract, slots, dims, *,
+    result, window, **params)` is the rule for `vmap`, as JAX's. With `widens`, the output and its cotangent are float32
+    where the rest is narrower.
 
     Returns `contract(slots, *, window, **params)`, the contraction of all arrays but one.
     """
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
-    def contract(slots: Mapping[str, Any], *, result: str | None = None, **params) -> jax.Array:
+    def contract(
+        slots: Mapping[str, Any], *, result: str | None = None, differentiated: bool = False, **params
+    ) -> jax.Array:
         (result,) = axes.keys() - slots.keys()
         arrays = sharding.alike([slots[slot] for slot in axes if slot in slots])
-        return primitive.bind(*arrays, result=result, devices=sharding.asks_for_devices(), **params)
+        params |= {"devices": sharding.asks_for_devices(), "differentiated": differentiated}
+        return primitive.bind(*arrays, result=result, **params)
 
     def by_slot(result: str, values) -> dict[str, Any]:
         return dict(zip((slot for slot in axes if slot != result), values, strict=True))
@@ -70,7 +74,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
             sharding=sharding.result_sharding(axes, result, avals),
         )
 
-    def jvp(primals, tangents, *, result: str, devices, **params):
+    def jvp(primals, tangents, *, result: str, devices, differentiated: bool, **params):
         slots = by_slot(result, primals)
         terms = [
             contract(slots | {slot: tangent}, **params)
@@ -78,7 +82,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
             if type(tangent) is not ad.Zero
         ]
         # JAX does not ask where every tangent is zero.
-        return contract(slots, **params), functools.reduce(jnp.add, terms)
+        return contract(slots, differentiated=True, **params), functools.reduce(jnp.add, terms)
 
     def transpose(cotangent, *values, result: str, devices, **params):
         slots = by_slot(result, values)

@@ -9,18 +9,31 @@ CPU = dispatch.TUNINGS["cpu"]
 GPU = dispatch.TUNINGS["cuda"]
 
 
-def form(result, kernel_size, channels=64, platform="cpu", implementation=None, strides=1):
-    window = Window(4000, kernel_size, strides, 1, 0, 0)
-    return dispatch.plan(result, window, channels, platform, implementation).form
+def form(
+    result,
+    kernel_size,
+    channels=64,
+    platform="cpu",
+    implementation=None,
+    strides=1,
+    copied=False,
+    length=4000,
+):
+    window = Window(length, kernel_size, strides, 1, kernel_size - 1, 0)
+    return dispatch.plan(result, window, channels, platform, implementation, copied=copied).form
 
 
 BOUNDARIES = [
     # contraction, sizes, taps from which it is another form, and both forms
-    ("output", {}, CPU.few + 1, "few", "taps"),
+    ("output", {}, CPU.few + 1, "few", "in_place"),
+    ("output", {"copied": True}, CPU.few + 1, "few", "taps"),
+    ("output", {}, CPU.in_place + 1, "in_place", "taps"),
+    ("output", {"length": 20}, 11, "in_place", "taps"),
     ("input", {}, CPU.few + 1, "few", "taps"),
     ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
-    ("output", {"strides": 2}, CPU.few + 1, "few", "taps"),
-    ("output", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
+    ("output", {"strides": 2}, CPU.few + 1, "few", "in_place"),
+    ("output", {"channels": 1024}, CPU.blocked_from, "in_place", "blocked"),
+    ("output", {"channels": 1024, "copied": True}, CPU.blocked_from, "taps", "blocked"),
     ("input", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
     ("output", {}, CPU.blocked_most + 1, "taps", "blocked"),
     ("output", {"channels": 256}, CPU.blocked_floats // 256, "taps", "blocked"),
@@ -63,6 +76,12 @@ def test_in_float64_where_float32_would_lose_digits():
         "input": True,
         "kernel": False,
     }
+
+
+def test_the_pointwise_gradient_is_in_parts_if_it_is_small():
+    most = CPU.parts_most
+    assert [dispatch.parts(n, "cpu") for n in (most, most + 1)] == [CPU.parts, 1]
+    assert [dispatch.parts(most, platform) for platform in ("cuda", None)] == [0, 0]
 
 
 def test_where_nothing_was_measured_it_is_xlas_own():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_sepconv._kernels import blocked, dispatch, kernel_gradient, taps, xla_conv
+from flax_sepconv._kernels import blocked, dispatch, kernel_gradient, pointwise, taps, xla_conv
 from flax_sepconv._kernels.dispatch import Plan
 from flax_sepconv._window import Window
 from tests.reference import assert_close, contraction, windows
@@ -25,7 +25,7 @@ SIZES = {
     ("kernel_gradient", "kernel"): {"width": few, "block": few},
     ("blocked", "output"): BLOCKED,
     ("blocked", "input"): BLOCKED,
-    ("in_place", "output"): {},
+    ("in_place", "output"): {"apart": st.booleans()},
     ("in_place", "input"): {},
     ("in_place", "kernel"): {},
     ("fft", "output"): {"double": st.booleans()},
@@ -61,6 +61,15 @@ def test_every_form_is_the_definition(form, result, data):
         dispatch.contraction, Plan(form, sizes), result, window=window, precision="highest"
     )
     assert_close(jax.jit(compute)(*slots.values()), contraction(window, result, slots))
+
+
+@pytest.mark.parametrize("parts", [0, 1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_pointwise_gradient_is_one_sum_in_any_parts(batch, parts):
+    rng = np.random.default_rng(batch)
+    h, y = (jnp.asarray(rng.normal(size=(batch, 10, n)), "f") for n in (3, 5))
+    gradient = pointwise.kernel_gradient(h, y, "highest", parts)
+    assert_close(gradient, np.einsum("nor,nof->rf", *(np.asarray(each, np.float64) for each in (h, y))))
 
 
 @pytest.mark.parametrize("form", [taps, blocked])
