@@ -16,6 +16,10 @@ from bench.report import MODES, TINY_MS, Row, geometric_mean, rows
 COLORS = {"forward": "#1f6fb2", "gradient": "#d1661b"}
 MARKERS = {"forward": "o", "gradient": "D"}
 PEER, TEXT, FAINT = "#9a9a9a", "#333333", "#e9e9e9"
+LEGEND = (
+    "Below each name: batch, length, channels→filters, k: kernel size, s: strides, d: dilation rate, m: depth "
+    "multiplier; padding is 'same' unless said. Thin lines: quartiles over rounds. Beside each mark: the fastest peer."
+)
 TICKS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -52,7 +56,8 @@ def draw(results: Mapping, path: pathlib.Path) -> None:
             color=TEXT,
         )
         # Room for the legends below, which are wider than their panels.
-        figure.get_layout_engine().set(rect=(0, 0.5 / height, 1, 1 - 0.5 / height))  # pyright: ignore
+        figure.get_layout_engine().set(rect=(0, 0.75 / height, 1, 1 - 0.75 / height))  # pyright: ignore
+        figure.text(0.5, 0.12 / height, LEGEND, ha="center", va="bottom", fontsize=8, color=TEXT)
         figure.savefig(path, dpi=130)
         plt.close(figure)
 

@@ -29,9 +29,12 @@ def output(x, kernel, window: Window, *, rows: int) -> jax.Array:
     return xla.unfused(sums)(x, kernel, **steps)
 
 
-def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1) -> jax.Array:
-    """`count` outputs along the axis `time` of `x`, with which the kernel has all others but the first in common."""
-    starts = tuple(t * dilation for t in range(kernel.shape[0]))
+def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1, first: int = 0) -> jax.Array:
+    """`count` outputs along the axis `time` of `x`, with which the kernel has all others but the first in common.
+
+    The first output reads from sample `first` on.
+    """
+    starts = tuple(first + t * dilation for t in range(kernel.shape[0]))
     shape = (*x.shape[:time], count, *x.shape[time + 1 :])
     return shifted_sums(x, kernel, shape=shape, starts=starts, stride=stride, time=time)
 

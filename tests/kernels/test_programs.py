@@ -96,6 +96,23 @@ def test_few_taps_copy_nothing(kernel_size, options):
 
 
 @pytest.mark.parametrize(
+    ("kernel_size", "options"),
+    [(3, {}), (13, {}), (20, {"padding": "causal"}), (7, {"dilation_rate": 8}), (17, {"strides": 4})],
+)
+def test_an_output_without_gradients_copies_no_input(kernel_size, options):
+    def temporary_bytes(implementation):
+        config = fsc.SeparableConv1DConfig(
+            64, kernel_size, implementation=implementation, **{"padding": "same"} | options
+        )
+        params = jax.eval_shape(lambda key: fsc.init_params(key, 64, config), jax.random.key(0))
+        forward = jax.jit(functools.partial(fsc.separable_conv1d, config=config))
+        lowered = forward.lower(params, jax.ShapeDtypeStruct((4, 500, 64), "float32"))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(None) <= temporary_bytes("lax")
+
+
+@pytest.mark.parametrize(
     ("shape", "arguments"),
     [
         ((8, 1024, 128), {"filters": 128, "kernel_size": 5}),
