@@ -1,11 +1,11 @@
-"""How both steps are computed: two functions, in front of every implementation.
+"""How both steps are computed: two functions in front of every implementation.
 
     separable ──► both_steps ─┐
                               ▼
     depthwise ──► depthwise_step ──► dispatch.plan ──► few, taps, blocked, kernel_gradient, fft, in_place, xla_conv
 
-The functions take a layer's arrays. `both_steps` and `depthwise_step` are primitives, which all transformations of JAX
-know; when one is lowered, `dispatch` says which form computes it on a platform; a form is JAX operations on arrays.
+The functions take a layer's arrays. `both_steps` and `depthwise_step` are primitives that compose with every JAX
+transformation. When one is lowered, `dispatch` chooses the form for the platform; a form is JAX operations on arrays.
 """
 
 import jax
@@ -23,12 +23,12 @@ __all__ = ["IMPLEMENTATIONS", "depthwise", "separable"]
 def depthwise(
     x, kernel, window: Window, *, channel_axis: int = -1, precision, implementation: str | None, runs=None
 ) -> jax.Array:
-    """The depthwise step.
+    """Computes the depthwise step.
 
-    `(N, L, C)` and `(K, C, M)`, of one dtype, to `(N, O, C * M)`, or channels first if `channel_axis` is -2.
-    `precision` is for convolutions and products of matrices, if there are any; `implementation` is one of
-    `IMPLEMENTATIONS`, or `None` for what is fastest. `"lax"` has JAX's own derivatives. With `runs` `(N, L)`, which
-    number the runs of packed rows and are 0 in padding, a window reads its own run only, in one form for all names.
+    Maps `(N, L, C)` and `(K, C, M)` of one dtype to `(N, O, C * M)`, or channels first if `channel_axis` is -2.
+    `precision` applies to convolutions and matrix products, if there are any. `implementation` is one of
+    `IMPLEMENTATIONS`, or `None` for the fastest; `"lax"` has JAX's own derivatives. `runs` `(N, L)` number the runs of
+    packed rows and are 0 in padding: a window then reads its own run only, in one form whatever `implementation` is.
     """
     params = {"window": window, "precision": precision, "implementation": implementation}
     slots = {"input": _last(x, channel_axis)[None], "kernel": kernel[None]}
@@ -52,10 +52,10 @@ def separable(
     runs=None,
     **params,
 ) -> jax.Array:
-    """Both steps, of which no derivative keeps what is between them.
+    """Computes both steps. No derivative stores the array between them.
 
-    As `depthwise`, with the pointwise kernel `(C * M, F)`, of the same dtype, and the bias `(F,)` of at least
-    float32, or `None`: to `(N, O, F)`, in at least float32.
+    Takes what `depthwise` takes, the pointwise kernel `(C * M, F)` of the same dtype, and the bias `(F,)`, in float32
+    or wider, or `None`. Returns `(N, O, F)`, in float32 or wider.
     """
     if params["implementation"] == "lax" and runs is None:
         h = depthwise(x, depthwise_kernel, window, channel_axis=channel_axis, **params)
@@ -76,5 +76,5 @@ def separable(
 
 
 def _last(array, channel_axis: int) -> jax.Array:
-    """Channels last, and back."""
+    """Moves the channels last, or back."""
     return array if channel_axis == -1 else array.swapaxes(1, 2)

@@ -1,8 +1,8 @@
 """The sums of `taps` over blocks of channels, for many taps on CPUs.
 
-A block is as many channels as a vector has lanes, with all its time steps side by side. What XLA's CPU backend makes
-of the sums then keeps the taps of a block in registers and in the first cache while it goes along a sequence, where
-with time steps of all channels it reads every tap anew for each. Each way between the layouts is a pass.
+A block has as many channels as a vector has lanes, with all its time steps side by side. The code that XLA's CPU
+backend generates then keeps a block's taps in registers and in L1 cache while it goes along a sequence. In the ordinary
+layout it would load every tap again at each time step. Each change of layout is one pass over the data.
 """
 
 import jax
@@ -13,10 +13,10 @@ from flax_sepconv._window import Window
 
 
 def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> jax.Array:
-    """`(N, L, C)` and `(K, C)` to `(N, O, C)`.
+    """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`.
 
-    A block has `lanes` channels. Up to `most` taps are one sum; more are a loop over sums of about `piece` taps,
-    because XLA vectorizes none of 125.
+    A block has `lanes` channels. Up to `most` taps are one sum. More are a loop over sums of about `piece` taps,
+    because XLA does not vectorize a sum of 125.
     """
     size, channels = kernel.shape
     blocks = xla.unfused(_blocks)(x, window=window, lanes=lanes)
@@ -27,7 +27,7 @@ def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> j
         return xla.unfused(_channels)(total, channels=channels)
     pieces = -(-size // piece)
     width = -(-size // pieces)
-    # The last piece meets some samples again, with taps of zero: a NaN beyond a window would reach an output.
+    # The last piece reads some samples again, with taps of zero: a NaN beyond a window would reach an output.
     rest = width * (pieces - 1)
     zeros = lax.full_like(by_block, 0, shape=(pieces * width - size, *by_block.shape[1:]))
     by_block = lax.concatenate([by_block[:rest], zeros, by_block[rest:]], 0)
@@ -44,7 +44,7 @@ def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> j
 
 
 def input_gradient(kernel, cotangent, window: Window, **sizes: int) -> jax.Array:
-    """`(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
     return output(cotangent, lax.rev(kernel, (0,)), window.transposed(), **sizes)
 
 
@@ -53,7 +53,7 @@ def _more(total, blocks, kernel, **steps: int) -> jax.Array:
 
 
 def _blocks(x, *, window: Window, lanes: int) -> jax.Array:
-    """All samples that are read, `(N, L, C)` to `(N, blocks, rows, lanes)`."""
+    """Lays out all samples that are read, `(N, L, C)`, as `(N, blocks, rows, lanes)`."""
     x = _fill(x, lanes)
     x = x.reshape(*x.shape[:2], x.shape[2] // lanes, lanes).swapaxes(1, 2)
     after = window.samples - window.low - x.shape[2]
@@ -62,11 +62,11 @@ def _blocks(x, *, window: Window, lanes: int) -> jax.Array:
 
 
 def _channels(blocks, *, channels: int) -> jax.Array:
-    """`(N, blocks, O, lanes)` to `(N, O, C)`."""
+    """Maps `(N, blocks, O, lanes)` to `(N, O, C)`."""
     return lax.slice_in_dim(lax.collapse(blocks.swapaxes(1, 2), 2), 0, channels, 1, 2)
 
 
 def _fill(array, lanes: int) -> jax.Array:
-    """Zeros behind the channels, up to whole blocks."""
+    """Pads the channels with zeros to whole blocks."""
     config = [(0, 0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % lanes, 0)]
     return lax.pad(array, lax.full_like(array, 0, shape=()), config)

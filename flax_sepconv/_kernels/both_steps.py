@@ -1,4 +1,4 @@
-"""Both steps as one primitive, of which no derivative keeps what is between them: four contractions of one form.
+"""Both steps as one primitive: four contractions of one form, none of which stores the array between the steps.
 
 T(x, k, p, y) = sum over n, o, c, m, f, t of  x[n, o * strides + t * dilation - low, c]
                                             * k[t, c, m]
@@ -27,10 +27,11 @@ PACKED_AXES = AXES | {"runs": "nl"}
 
 
 def compute(slots, *, platform: str | None, sharded: bool, **params) -> jax.Array:
-    """The contraction as a platform computes it, one step after the other.
+    """Computes the contraction on a platform, one step after the other.
 
-    The pointwise kernel's gradient needs the depthwise output of the forward pass. On a CPU XLA computes both once if
-    they are in one program. Elsewhere it computes it again: without a barrier XLA would keep it, as large as the input.
+    The pointwise kernel's gradient needs the depthwise output of the forward pass. On a CPU, XLA computes that once if
+    both are in one program. Elsewhere a barrier makes XLA compute it again rather than store it: it is as large as the
+    input.
     """
     if params["result"] == "pointwise":
         params["differentiated"] = True
@@ -68,7 +69,7 @@ def _steps(
 
 
 def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params):
-    """A batch of sequences is more batch; of any other, each of the two steps knows what to do."""
+    """Batches: if only sequences are batched, that is a larger batch; otherwise each step has its own rule."""
     batched = {slot: dim for slot, dim in dims.items() if dim is not None}
     if {*batched, result} == {"input", "output"} and "runs" not in slots:
         ((slot, dim),) = batched.items()

@@ -9,9 +9,9 @@
     kernel    (G, K, C, M)       group, tap, channel, multiplier
     output    (G, N, O, C, M)    group, batch, length, channel, multiplier
 
-A group has its own kernel: one for an ordinary layer, as many as examples for per-example gradients. So every array
-has an axis that takes a batch of `vmap`: of inputs it is more batch, of kernels more multipliers, and of all three
-more groups.
+Each group has its own kernel: an ordinary layer is one group, and per-example gradients have one group an example. So
+every array has an axis that a `vmap` can fold into: batched inputs are a larger batch, batched kernels are more
+multipliers, and where all three are batched there are more groups.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from flax_sepconv._window import Window
 
 AXES = {"input": "gnlc", "kernel": "gkcm", "output": "gnocm"}
 PACKED_AXES = AXES | {"runs": "gnl"}
-"""With the run of each time step in packed rows: only terms within a run count."""
+"""Adds the run of each time step in packed rows: only terms within one run count."""
 
 
 def compute(
@@ -41,10 +41,10 @@ def compute(
     implementation,
     differentiated: bool,
 ) -> jax.Array:
-    """The contraction as a platform computes it, from the arrays that are given."""
+    """Computes the contraction on a platform from the arrays that are given."""
     given = [slot for slot in PACKED_AXES if slot in slots]
     channels, multiplier = slots.get("kernel", slots.get("output")).shape[-2:]
-    copied = differentiated or multiplier > 1  # with multipliers, each channel as often
+    copied = differentiated or multiplier > 1  # with multipliers, each channel is repeated
     is_packed = "runs" in slots
     plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, is_packed, copied)
 
@@ -63,7 +63,7 @@ def compute(
     return function(*(slots[slot] for slot in given))
 
 
-# Into which axis a batch goes, by the slots that have it.
+# The axis that a batch is folded into, by the slots that are batched.
 _FOLDS = {
     frozenset({"input", "output"}): {"input": 1, "output": 1, "runs": 1},
     frozenset({"kernel", "output"}): {"kernel": 3, "output": 4},
@@ -74,14 +74,14 @@ _FOLDS = {
 def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params):
     batched = {slot: dim for slot, dim in dims.items() if dim is not None}
     size = next(slots[slot].shape[dim] for slot, dim in batched.items())
-    own = {"input" if slot == "runs" else slot for slot in batched}  # runs are of the input
+    own = {"input" if slot == "runs" else slot for slot in batched}  # runs belong to the input
     folds = _FOLDS.get(frozenset({*own, result}), _FOLDS[frozenset(AXES)])
-    sizes: dict[str, Any] = {}  # of one of the batch
+    sizes: dict[str, Any] = {}  # of one element of the batch
     folded = {}
     for slot, value in slots.items():
         if slot in batched:
             value = jnp.moveaxis(value, batched[slot], 0)
-        elif slot in folds:  # an input and a kernel with a batch in common need it in the output too
+        elif slot in folds:  # a batch that an input and a kernel share must be in the output too
             value = jnp.broadcast_to(value, (size, *value.shape))
         sizes |= zip(PACKED_AXES[slot], value.shape[1:] if slot in folds else value.shape, strict=True)
         if slot in folds:

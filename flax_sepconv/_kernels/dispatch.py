@@ -1,4 +1,4 @@
-"""Every choice: which form computes a contraction, and with blocks of which sizes.
+"""Every choice in one place: the form that computes a contraction, and the sizes of its blocks.
 
 |           | output, input's gradient                         | kernel's gradient               |
 | --------- | ------------------------------------------------ | ------------------------------- |
@@ -6,9 +6,9 @@
 | GPU       | `in_place`; `fft`                                | `in_place`; `fft`               |
 | elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
-From left to right for more and more taps: `in_place` of an output without derivatives, `blocked` of many channels.
-Elsewhere nothing was measured, and XLA's own grouped convolution is known to be safe; so it is for a symbolic length,
-under `jax.export`, which nothing else could loop over or transform.
+Forms further right are for more taps; `in_place` is for outputs without derivatives, `blocked` for many channels.
+Elsewhere nothing was measured, and XLA's own grouped convolution is known to be safe. It also computes symbolic
+lengths, under `jax.export`, because no other form could loop over or transform them.
 """
 
 import dataclasses
@@ -24,45 +24,41 @@ from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, 
 from flax_sepconv._window import Window
 
 IMPLEMENTATIONS = ("taps", "fourier", "lax")
-"""What `implementation` may name: for each platform its sums, Fourier transforms, and XLA's own convolution."""
+"""What `implementation` may name: the platform's sums of products, Fourier transforms, or XLA's own convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """The numbers of a platform; `bench/README.md` says what each buys."""
 
-    fft_from: int  # taps from which transforms are faster, of the output and of the input's gradient
-    fft_kernel_from: int  # likewise of the kernel's gradient
+    fft_from: int  # taps from which transforms are faster for the output and the input's gradient
+    fft_kernel_from: int  # the same for the kernel's gradient
 
     def fourier_from(self, result: str, window: Window, channels: int) -> int:
-        """Taps from which transforms are faster for a contraction."""
+        """Returns the number of taps from which transforms are faster for a contraction."""
         return self.fft_kernel_from if result == "kernel" else self.fft_from
 
 
 @dataclasses.dataclass(frozen=True)
 class CPUTuning(Tuning):
-    """Those of a CPU."""
+    """The numbers of a CPU."""
 
-    fft_unblocked_from: (
-        int  # `fft_from` where there are no blocks of channels, and the most that it is with strides
-    )
-    few: int  # taps up to which nothing is copied
-    few_block: int  # outputs of a block of the kernel's gradient then, at least
-    in_place: (
-        int  # taps up to which the output is computed without a copy, with sums of their own for the edges
-    )
-    width: int  # taps of one sum of the kernel's gradient, at most
-    block: int  # outputs of one of its blocks, about
-    lanes: int  # channels of a block, and the least for which there are blocks
-    blocked_from: int  # taps from which blocks are faster,
-    blocked_floats: int  # if those of all channels are so many numbers or more, which no near cache keeps
-    blocked_most: int  # taps above which blocks are faster in any case, in a loop over sums
-    piece: int  # taps of one sum in that loop, about
-    parts: int  # parts of the pointwise kernel's gradient, about,
-    parts_most: int  # if it has at most so many entries
+    fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
+    few: int  # taps up to which `few` is used
+    few_block: int  # outputs in a block of the kernel's gradient in `few`, at least
+    in_place: int  # taps up to which the output is computed in place
+    width: int  # taps in one sum of `kernel_gradient`, at most
+    block: int  # outputs in one block of `kernel_gradient`, about
+    lanes: int  # channels in a block of `blocked`, and the fewest channels that it is used for
+    blocked_from: int  # taps from which `blocked` is faster,
+    blocked_floats: int  # if the kernel has at least this many entries: too many for L1 cache
+    blocked_most: int  # taps above which `blocked` is always faster, in a loop over sums
+    piece: int  # taps in one sum of that loop, about
+    parts: int  # number of sums that the pointwise kernel's gradient is split into, about,
+    parts_most: int  # if it has at most this many entries
 
     def is_blocked(self, result: str, window: Window, channels: int) -> bool:
-        """Whether blocks of channels are faster than one sum over all."""
+        """Returns whether blocks of channels are faster than one sum over all channels."""
         size = window.kernel_size
         far = size >= self.blocked_from and size * channels >= self.blocked_floats
         strided = result == "input" and window.strides > 1
@@ -70,7 +66,7 @@ class CPUTuning(Tuning):
         return many and channels >= self.lanes and result != "kernel" and not strided
 
     def fourier_from(self, result: str, window: Window, channels: int) -> int:
-        """A stride makes sums of fewer products, and transforms of as many."""
+        """Returns a number that grows with strides, which leave fewer products to sum but transforms as long."""
         taps = super().fourier_from(result, window, channels) * (window.strides if result != "input" else 1)
         return taps if self.is_blocked(result, window, channels) else min(taps, self.fft_unblocked_from)
 
@@ -99,7 +95,7 @@ TUNINGS: dict[str | None, Tuning] = {
 
 
 PACKED = {"width": 32, "block": 8}
-"""For packed rows: taps of one sum, at most, and time steps of a block of the kernel's gradient, at least."""
+"""For packed rows: taps in one sum, at most, and time steps in a block of the kernel's gradient, at least."""
 
 
 class Plan(NamedTuple):
@@ -110,7 +106,7 @@ class Plan(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether XLA has to be told that each device can contract its own part."""
+        """Whether XLA must be told that each device can contract its own shard."""
         return self.form not in ("xla_conv", "in_place")
 
 
@@ -123,11 +119,11 @@ def plan(
     is_packed: bool = False,
     copied: bool = False,
 ) -> Plan:
-    """The form that computes the slot `result`, of so many channels in the output, on a platform.
+    """Chooses the form that computes the slot `result` on a platform; `channels` are the depthwise output's.
 
-    `implementation` is one of `IMPLEMENTATIONS`, or `None` for what was measured as fastest. Of packed rows there is
-    one form. `copied` says that a padded copy of the input costs nothing: the kernel's gradient has it too, or the
-    input is copied anyway.
+    `implementation` is one of `IMPLEMENTATIONS`, or `None` for the form that was measured as fastest. Packed rows have
+    one form only. `copied` says that a padded copy of the input costs nothing, because the kernel's gradient needs it
+    too or the input is copied anyway.
     """
     if is_packed:
         return Plan("packed", PACKED)
@@ -151,13 +147,13 @@ def plan(
     is_short = window.kernel_size <= tuning.in_place and not window.is_mostly_edge
     if result == "output" and is_short and not copied:
         return Plan("in_place", {"apart": True})
-    # The copy has the time steps that the kernel's gradient reads, with which it is shared.
+    # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
     read = window.transposed() if result == "input" and window.strides == 1 else window
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
 
 
 def parts(entries: int, platform: str | None) -> int:
-    """Sums that the pointwise kernel's gradient of so many entries is added up from; 0 leaves it to XLA."""
+    """Returns how many sums a pointwise kernel gradient of `entries` is split into; 0 leaves it to XLA."""
     tuning = TUNINGS.get(platform)
     if not isinstance(tuning, CPUTuning):
         return 0
@@ -169,11 +165,11 @@ FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module i
 """Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
 
 _NATIVE = (fft.output, fft.input_gradient, fft.kernel_gradient, xla_conv.output)
-"""Those that know multipliers. For the others, each channel is there as often as there are multipliers."""
+"""Functions that know multipliers. For the others, each channel is repeated `depth_multiplier` times."""
 
 
 def contraction(plan: Plan, result: str, a, b, window: Window, precision, runs=None) -> jax.Array:
-    """What `plan` says, of two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`, and of runs `(N, L)`."""
+    """Computes `plan` from two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`, and from runs `(N, L)`."""
     form = getattr(FORMS[plan.form], {"output": "output"}.get(result, f"{result}_gradient"))
     more = {"xla_conv": {"precision": precision}, "packed": {"runs": runs}}
     sizes = {**plan.sizes, **more.get(plan.form, {})}

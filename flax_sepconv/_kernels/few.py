@@ -1,4 +1,4 @@
-"""Few taps on CPUs: nothing is copied, because what each tap meets is padded within the sum."""
+"""Few taps on CPUs: nothing is copied, because each tap's products are padded within the sum."""
 
 import functools
 
@@ -10,22 +10,22 @@ from flax_sepconv._window import Window
 
 
 def output(x, kernel, window: Window) -> jax.Array:
-    """`(N, L, C)` and `(K, C)` to `(N, O, C)`."""
+    """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`."""
     return xla.unfused(_sum)(x, kernel, window=window)
 
 
 def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """`(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
     return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
 
 
 def kernel_gradient(x, cotangent, window: Window, *, block: int) -> jax.Array:
-    """`(N, L, C)` and `(N, O, C)` to `(K, C)`: one variadic reduction over each block of at least so many outputs.
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`: one variadic reduction over blocks of at least `block` outputs.
 
-    LLVM unrolls it, if taps and outputs of a block are few, and it reads each sample once for all taps.
+    Where taps and outputs per block are few, LLVM unrolls it, and each sample is read once for all taps.
     """
     sums = xla.unfused(_block_sums)(x, cotangent, window=window, block=block)
-    flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # of rows XLA may copy it
+    flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # XLA may copy one of rows
     return flat.reshape(-1, x.shape[2])
 
 
@@ -38,7 +38,7 @@ def _sum(x, kernel, *, window: Window) -> jax.Array:
 
 
 def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
-    """For each tap `(N, blocks, C)`."""
+    """Computes each tap's sums over blocks, `(N, blocks, C)`."""
     outputs = window.output_length
     block = min(range(block, 2 * block), key=lambda n: -outputs % n)
     products = []
@@ -52,7 +52,7 @@ def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
 
 
 def _met(x, window: Window, t: int) -> tuple[jax.Array, int, int]:
-    """What tap `t` reads inside of `x`, the first output for which it does, and the first after these."""
+    """Returns the samples of `x` that tap `t` reads, the first output that reads one, and the end of these outputs."""
     first, stop = window.inside(t)
     start = first * window.strides + t * window.dilation - window.low
     last = start + (stop - first - 1) * window.strides

@@ -1,11 +1,11 @@
 """The three contractions by Fourier transforms along time, for long kernels.
 
-With `^` for the transform, of a length that nothing wraps around in:
+With `^` for the transform, long enough that no window wraps around:
 
     y^ = x^ * conj(k^)        dx^ = g^ * k^        dk^ = x^ * conj(g^)
 
-A stride takes every so many outputs of stride 1, so the cotangent has zeros in between; a dilation puts zeros between
-the taps. In float32 the output and the input's gradient have 1.6 to 2.9 times the error of XLA's grouped convolution.
+Strides keep every `strides`-th output, so the cotangent gets zeros in between; a dilation puts zeros between the taps.
+In float32 the output and the input's gradient have 1.6 to 2.9 times the error of XLA's grouped convolution.
 """
 
 import functools
@@ -19,7 +19,7 @@ from flax_sepconv._window import Window
 
 
 def _in_double(function: Callable) -> Callable:
-    """`function`, with an argument that says whether it computes in float64, in 1.3 to 1.6 times the time on a CPU."""
+    """Adds an argument `double` for computing in float64, which takes 1.3 to 1.6 times as long on a CPU."""
 
     @functools.wraps(function)
     def call(a, b, window: Window, *, double: bool = False) -> jax.Array:
@@ -33,7 +33,7 @@ def _in_double(function: Callable) -> Callable:
 
 @_in_double
 def output(x, kernel, window: Window) -> jax.Array:
-    """`(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
+    """Maps `(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
     n = _transform_length(window)
     product = _transform(x, n)[:, None] * jnp.conj(_kernel(kernel, window, n))[None]
     y = _inverse(product, n, -window.low, _dense_length(window))[..., :: window.strides]
@@ -42,14 +42,14 @@ def output(x, kernel, window: Window) -> jax.Array:
 
 @_in_double
 def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """`(K, C, M)` and `(N, O, C, M)` to `(N, L, C)`."""
+    """Maps `(K, C, M)` and `(N, O, C, M)` to `(N, L, C)`."""
     n = _transform_length(window)
     product = jnp.sum(_cotangent(cotangent, window, n) * _kernel(kernel, window, n)[None], 1)
     return _inverse(product, n, window.low, window.length).swapaxes(1, 2)
 
 
 def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
-    """`(N, L, C)` and `(N, O, C, M)` to `(K, C, M)`."""
+    """Maps `(N, L, C)` and `(N, O, C, M)` to `(K, C, M)`."""
     n = _transform_length(window)
     product = jnp.sum(_transform(x, n)[:, None] * jnp.conj(_cotangent(cotangent, window, n)), 0)
     return jnp.transpose(_inverse(product, n, -window.low, window.span)[..., :: window.dilation], (2, 1, 0))
@@ -60,7 +60,7 @@ def _dense_length(window: Window) -> int:
 
 
 def _transform_length(window: Window) -> int:
-    """The least length of factors 2, 3 and 5 in which no window reaches around."""
+    """Returns the least length with factors 2, 3 and 5 alone in which no window wraps around."""
     from scipy import fft  # comes with JAX; slow to import, and rarely needed
 
     least = max(window.length, _dense_length(window)) + window.span - 1
@@ -68,29 +68,29 @@ def _transform_length(window: Window) -> int:
 
 
 def _transform(x, n: int) -> jax.Array:
-    """`(N, L, C)` to `(N, C, f)`."""
+    """Maps `(N, L, C)` to `(N, C, f)`."""
     return jnp.fft.rfft(x.swapaxes(1, 2), n)
 
 
 def _kernel(kernel, window: Window, n: int) -> jax.Array:
-    """`(K, C, M)` to `(M, C, f)`."""
+    """Maps `(K, C, M)` to `(M, C, f)`."""
     return jnp.fft.rfft(_spread(jnp.transpose(kernel, (2, 1, 0)), window.dilation), n)
 
 
 def _cotangent(cotangent, window: Window, n: int) -> jax.Array:
-    """`(N, O, C, M)` to `(N, M, C, f)`."""
+    """Maps `(N, O, C, M)` to `(N, M, C, f)`."""
     return jnp.fft.rfft(_spread(jnp.transpose(cotangent, (0, 3, 2, 1)), window.strides), n)
 
 
 def _spread(x, step: int) -> jax.Array:
-    """Zeros between the entries along time."""
+    """Puts zeros between the entries along time."""
     if step == 1:
         return x
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 1) + [(0, 0, step - 1)])
 
 
 def _inverse(spectrum, n: int, start: int, count: int) -> jax.Array:
-    """`count` entries from `start` on, which counts around."""
+    """Returns `count` entries of the inverse transform from `start` on, wrapping around."""
     signal = jnp.fft.irfft(spectrum, n)
     start %= n
     if start + count <= n:

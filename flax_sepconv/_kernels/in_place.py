@@ -1,6 +1,6 @@
-"""Sums of shifted products without a copy: the outputs at both ends, which read padding, have sums of their own.
+"""Sums of shifted products without a padded copy: outputs at both ends, which read padding, have their own sums.
 
-On GPUs XLA would compute each entry of a padded copy anew for every tap. On CPUs a copy is a pass over the input.
+On GPUs, XLA would compute each entry of a padded copy again for every tap. On CPUs, a copy is a pass over the input.
 """
 
 import jax
@@ -11,7 +11,7 @@ from flax_sepconv._window import Window
 
 
 def output(x, kernel, window: Window, *, apart: bool = False) -> jax.Array:
-    """`(N, L, C)` and `(K, C)` to `(N, O, C)`, `apart` from what comes before and after if XLA is not to fuse them."""
+    """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`; with `apart`, XLA does not fuse it with other operations."""
     return (xla.unfused(_output) if apart else _output)(x, kernel, window=window)
 
 
@@ -28,22 +28,21 @@ def _output(x, kernel, *, window: Window) -> jax.Array:
     if window.is_mostly_edge:
         return at_edge(0, outputs)[0]
     start = first * window.strides - window.low
-    inside = taps.sums(
-        x, kernel, count=last - first, first=start, **steps
-    )  # of a slice XLA's CPU backend makes a copy
+    # `first=` instead of a slice of `x`, of which XLA's CPU backend would make a copy.
+    inside = taps.sums(x, kernel, count=last - first, first=start, **steps)
     sums = [*at_edge(0, first), inside, *at_edge(last, outputs)]
     return lax.concatenate(sums, 1) if len(sums) > 1 else inside
 
 
 def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """`(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
     if window.strides > 1:
         return taps.strided_input_gradient(kernel, cotangent, window=window, flat=False)
     return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
 
 
 def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
-    """`(N, L, C)` and `(N, O, C)` to `(K, C)`, one plain reduction for each tap."""
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`, with one plain reduction for each tap."""
     x = _samples_read(x, window, 0, window.output_length)
     reach = (window.output_length - 1) * window.strides + 1
     starts = range(0, window.span, window.dilation)
@@ -52,7 +51,7 @@ def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
 
 
 def _samples_read(x, window: Window, start: int, stop: int) -> jax.Array:
-    """What outputs from `start` to `stop` read, zeros where they read outside of `x`."""
+    """Returns the samples that outputs from `start` to `stop` read, with zeros outside of `x`."""
     first = start * window.strides - window.low
     last = (stop - 1) * window.strides - window.low + window.span
     inside = lax.slice_in_dim(x, min(max(first, 0), window.length), min(max(last, 0), window.length), 1, 1)

@@ -2,13 +2,13 @@
 
     dk[t] = sum over n, o of x[n, o * strides + t * dilation - low] * g[n, o]
 
-XLA's CPU backend emits a reduction as a loop over the result with an inner loop over what is reduced, and LLVM
-vectorizes the outer one only if it can unroll the inner one. So first, for every tap and block, there is one
-elementwise sum over the outputs of the block, which always vectorizes, and then a plain reduction over the blocks:
+XLA's CPU backend emits a reduction as a loop over the result with an inner loop over the reduced axes, and LLVM
+vectorizes the outer loop only if it can unroll the inner one. So the gradient is computed in two stages: for every tap
+and block an elementwise sum over the block's outputs, which always vectorizes, then a plain reduction over blocks:
 
     sums[b, t] = sum over j < block of x[(b * block + j) * strides + t] * g[b * block + j]
 
-For one `j`, what all blocks read are slices, so all `j` make one fusion for as many taps as a block reaches.
+For each `j` all blocks read a slice, so the sum over `j` is one fusion, for as many taps as a block has outputs.
 """
 
 import functools
@@ -27,22 +27,22 @@ class Blocks(NamedTuple):
     parts: int
     width: int
     block: int
-    outputs: int  # with those that fill the last block
+    outputs: int  # including those that fill the last block
 
     @classmethod
     def of(cls, window: Window, width: int, block: int) -> "Blocks":
-        """Those of at most `width` taps and about `block` outputs, without dilation."""
+        """Returns blocks of about `block` outputs and sums of at most `width` taps, without dilation."""
         parts = -(-window.kernel_size // width)
         width = -(-window.kernel_size // parts)
         outputs = window.output_length
         sizes = range(max(width, block // 2), max(width, block) * 5 // 4 + 1)
-        # What is added to fill blocks, what is read beyond them, and how much is written.
+        # The cost: outputs added to fill blocks, samples read beyond them, and entries written.
         block = min(sizes, key=lambda n: 2 * (-outputs % n) + n + outputs * width / n)
         return cls(parts, width, block, outputs + -outputs % block)
 
 
 def rows_read(window: Window, **sizes: int) -> int:
-    """Time steps that are read, from the first sample of the first window on; `sizes` as for `kernel_gradient`."""
+    """Counts the time steps read from the first window's first sample on; `sizes` are those of `kernel_gradient`."""
     if window.dilation > 1:
         return rows_read(_folded(window), **sizes) * window.dilation
     blocks = Blocks.of(window, **sizes)
@@ -50,16 +50,16 @@ def rows_read(window: Window, **sizes: int) -> int:
 
 
 def kernel_gradient(x, cotangent, window: Window, *, width: int, block: int) -> jax.Array:
-    """`(N, L, C)` and `(N, O, C)` to `(K, C)`.
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`.
 
-    Each sum is of `width` taps at most, over blocks of about `block` outputs, but no fewer than taps.
+    Each sum has at most `width` taps, over blocks of about `block` outputs, but no fewer outputs than taps.
     """
     sizes = {"width": width, "block": block}
     rows = rows_read(window, **sizes)
     if window.low or rows > x.shape[1]:
         x = taps.padded(x, window, rows)
     batch, outputs, channels = cotangent.shape
-    if window.dilation > 1:  # as many time steps as the dilation are one, of as many times the channels
+    if window.dilation > 1:  # `dilation` time steps become one step of `dilation * C` channels
         dilation, window = window.dilation, _folded(window)
         x = lax.slice_in_dim(x, 0, rows, 1, 1).reshape(batch, rows // dilation, dilation * channels)
         cotangent = taps.pad(cotangent, 0, window.output_length * dilation - outputs, flat=True)
@@ -70,13 +70,13 @@ def kernel_gradient(x, cotangent, window: Window, *, width: int, block: int) -> 
 
 
 def _folded(window: Window) -> Window:
-    """That of as many time steps as the dilation taken as one; strides are 1."""
+    """Returns the window after `dilation` time steps are folded into one; strides are 1."""
     outputs = -(-window.output_length // window.dilation)
     return Window(outputs + window.kernel_size - 1, window.kernel_size, 1, 1, 0, 0)
 
 
 def _over_blocks(x, cotangent, blocks: Blocks, stride: int) -> jax.Array:
-    """`(parts * width, C)`, of all samples from the first of the first window."""
+    """Computes `(parts * width, C)` from all samples from the first window's first on."""
     g = taps.pad(cotangent, 0, blocks.outputs - cotangent.shape[1], flat=True)
     part = functools.partial(xla.unfused(_part), x, g, blocks=blocks, stride=stride)
     if blocks.parts == 1:
@@ -86,18 +86,18 @@ def _over_blocks(x, cotangent, blocks: Blocks, stride: int) -> jax.Array:
 
 
 def _part(x, g, *first, blocks: Blocks, stride: int) -> jax.Array:
-    """`(width * C)`, of the taps from `first` on: flat, or XLA copies it into another order."""
+    """Computes `(width * C)` for the taps from `first` on. It is flat, or XLA would copy it into another order."""
     shape = (x.shape[0], blocks.outputs // blocks.block, blocks.width, x.shape[2])
-    # A call of its own, or XLA makes products and reduction one.
+    # A call of its own, or XLA would fuse the products with the reduction.
     sums = xla.unfused(_sums)(x, g, *first, shape=shape, block=blocks.block, stride=stride)
     return lax.collapse(lax.reduce_sum(sums, (0, 1)), 0)
 
 
 @xla.emitted
 def _sums(ops, x, g, *first, shape, block: int, stride: int):
-    """`(N, blocks, width, C)` of `(N, rows, C)` and `(N, outputs, C)`.
+    """Maps `(N, rows, C)` and `(N, outputs, C)` to `(N, blocks, width, C)`.
 
-    A first tap that XLA does not know is one slice for each output of a block, of which none is written.
+    A first tap that XLA does not know is a dynamic slice for each output of a block; none of these is written.
     """
     batch, count, width, channels = shape
     rows = (batch, count * block * stride, channels)

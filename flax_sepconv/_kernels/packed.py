@@ -1,9 +1,9 @@
-"""Sums over packed rows, at stride 1, in which a window reads nothing of another run than its own, on every platform.
+"""Sums over packed rows at stride 1, on every platform: a window reads the samples of its own run only.
 
-    y[o] = sum over t of k[t] * x[o + t * dilation - low]      where that sample is of the run of `o`
+    y[o] = sum over t of k[t] * x[o + t * dilation - low]      where that sample is in the run of `o`
 
-`runs` numbers the run of each time step; where it is 0 nothing is read and nothing is written. What is compared is a
-number for each time step, once for all channels, so a term costs little more than without.
+`runs` numbers the run of each time step; where it is 0 nothing is read and nothing is written. One comparison for each
+time step serves all channels, so a term costs little more than without.
 """
 
 import functools
@@ -16,30 +16,30 @@ from flax_sepconv._kernels import taps, xla
 from flax_sepconv._window import Window
 
 _READS_NONE, _WRITES_NONE, _OUTSIDE = -1, -2, -3
-"""Run numbers that are equal to no other."""
+"""Run numbers that equal no other."""
 
 
 def output(x, kernel, window: Window, *, runs, width: int, block: int) -> jax.Array:
-    """`(N, L, C)`, `(K, C)` and runs `(N, L)` to `(N, L, C)`, as sums of at most `width` taps."""
+    """Maps `(N, L, C)`, `(K, C)` and runs `(N, L)` to `(N, L, C)`, as sums of at most `width` taps."""
     del block
     reads, writes = jnp.where(runs > 0, runs, _READS_NONE), jnp.where(runs > 0, runs, _WRITES_NONE)
     return _output(x, kernel, window, reads, writes, width)
 
 
 def input_gradient(kernel, cotangent, window: Window, *, runs, width: int, block: int) -> jax.Array:
-    """`(K, C)`, `(N, L, C)` and runs `(N, L)` to `(N, L, C)`."""
+    """Maps `(K, C)`, `(N, L, C)` and runs `(N, L)` to `(N, L, C)`."""
     del block
     reads, writes = jnp.where(runs > 0, runs, _READS_NONE), jnp.where(runs > 0, runs, _WRITES_NONE)
     return _output(cotangent, lax.rev(kernel, (0,)), window.transposed(), writes, reads, width)
 
 
 def kernel_gradient(x, cotangent, window: Window, *, runs, width: int, block: int) -> jax.Array:
-    """`(N, L, C)` twice and runs `(N, L)` to `(K, C)`: the sums of `kernel_gradient`, of terms within a run."""
+    """Maps two `(N, L, C)` and runs `(N, L)` to `(K, C)`: the sums of `kernel_gradient` over terms within a run."""
     (batch, length, channels), dilation = x.shape, window.dilation
     parts = -(-window.kernel_size // width)
     width = -(-window.kernel_size // parts)
     block = max(block, width)
-    count = -(-length // (block * dilation))  # blocks of rows, which are `dilation` time steps each
+    count = -(-length // (block * dilation))  # blocks of rows of `dilation` time steps each
     rows = (parts * width + (count + 1) * block) * dilation
 
     def in_rows(array, before: int, total: int, value) -> jax.Array:
@@ -85,7 +85,7 @@ def _sum(x, reads, writes, kernel, *first, dilation: int) -> jax.Array:
 
 
 def _block_sums(x, reads, g, writes, *first, width: int, block: int) -> jax.Array:
-    """`(N, blocks, width, dilation * C)` of `(N, rows, dilation * C)` and runs `(N, rows, dilation)`."""
+    """Maps `(N, rows, dilation * C)` and runs `(N, rows, dilation)` to `(N, blocks, width, dilation * C)`."""
     length, dilation, terms = g.shape[1], writes.shape[2], []
 
     def blocks(array) -> jax.Array:
@@ -95,7 +95,7 @@ def _block_sums(x, reads, g, writes, *first, width: int, block: int) -> jax.Arra
     for j in range(block):
         read, run = (blocks(_from(array, j, length, *first))[:, :, :width] for array in (x, reads))
         of_run = run == writes[:, :, j : j + 1]
-        if dilation > 1:  # once for each channel
+        if dilation > 1:  # repeated for each channel
             of_run = jnp.broadcast_to(of_run[..., None], (*of_run.shape, g.shape[3] // dilation)).reshape(
                 read.shape
             )
@@ -104,11 +104,11 @@ def _block_sums(x, reads, g, writes, *first, width: int, block: int) -> jax.Arra
 
 
 def _over_blocks(sums) -> jax.Array:
-    return lax.collapse(lax.reduce_sum(sums, (0, 1)), 0)  # of rows XLA may copy it
+    return lax.collapse(lax.reduce_sum(sums, (0, 1)), 0)  # XLA may copy one of rows
 
 
 def _from(array, start: int, length, *first) -> jax.Array:
-    """`length` time steps from `start` on, or from as many after a first that XLA does not know."""
+    """Returns `length` time steps from `start` on, counted from `first`, which XLA does not know, if it is given."""
     if first:
         return lax.dynamic_slice_in_dim(array, first[0] + start, length, 1)
     return lax.slice_in_dim(array, start, start + length, 1, 1)

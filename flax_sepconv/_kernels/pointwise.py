@@ -1,4 +1,4 @@
-"""The pointwise step: a product of matrices, and its gradients."""
+"""The pointwise step: a matrix product and its gradients."""
 
 import math
 
@@ -9,9 +9,9 @@ from flax_sepconv._dtypes import wide
 
 
 def output(h, kernel, precision, flat: bool = False) -> jax.Array:
-    """`(N, O, R)` and `(R, F)` to `(N, O, F)`, in at least float32.
+    """Maps `(N, O, R)` and `(R, F)` to `(N, O, F)`, in float32 or wider.
 
-    `flat` is a convolution of one tap, which XLA's CPU backend gives to Eigen: 1.1 times as fast as its dot.
+    With `flat` it is a convolution with one tap, which XLA's CPU backend hands to Eigen: 1.1 times as fast as its dot.
     """
     (batch, outputs, _), dtype = h.shape, wide(h.dtype)
     if not flat or dtype != h.dtype or type(batch * outputs) is not int:  # symbolic, under `jax.export`
@@ -22,15 +22,16 @@ def output(h, kernel, precision, flat: bool = False) -> jax.Array:
 
 
 def input_gradient(kernel, cotangent, precision) -> jax.Array:
-    """`(R, F)` and `(N, O, F)` to `(N, O, R)`."""
+    """Maps `(R, F)` and `(N, O, F)` to `(N, O, R)`."""
     return _product(cotangent, kernel, 2, 1, precision, kernel.dtype)
 
 
 def kernel_gradient(h, cotangent, precision, parts: int = 0) -> jax.Array:
-    """`(N, O, R)` and `(N, O, F)` to `(R, F)`.
+    """Maps `(N, O, R)` and `(N, O, F)` to `(R, F)`.
 
-    In about so many parts, if any: each sums over one axis, where for two XLA's CPU backend would transpose a copy of
-    `h` before. It divides the result among threads, not what is summed, so that few entries are better in parts.
+    With `parts` it is a sum of about that many products, each over one axis: to sum over two, XLA's CPU backend would
+    first transpose a copy of `h`. XLA splits the result among threads, not the sum, so a small result is faster in
+    several parts.
     """
     rows = h.shape[0] * h.shape[1]
     if not parts or type(rows) is not int:  # symbolic, under `jax.export`

@@ -1,13 +1,13 @@
-"""One multilinear form as a JAX primitive that every transformation knows.
+"""One multilinear form as a JAX primitive that composes with every transformation.
 
-A form multiplies one array of each *slot* and sums over all their axes. Leaving one slot out gives a *contraction*, in
-the shape of that slot: the form's derivative with respect to it. For three slots,
+A form multiplies one array for each *slot* and sums over all their axes. Leaving one slot out gives a *contraction*
+of that slot's shape: the form's derivative with respect to it. For three slots,
 
     T(x, k, y) = sum of x * k * y        output = dT/dy,  input's gradient = dT/dx,  kernel's gradient = dT/dk
 
-Each contraction is linear in each array that is left, and its derivatives and transposes are the others. So one
-primitive, with the slot that is left out as a parameter, is closed under `jvp` and `transpose`; with a rule for
-`vmap` it composes with everything.
+Each contraction is linear in each remaining array, and its derivatives and transposes are the other contractions. So
+one primitive, whose parameter is the slot left out, is closed under `jvp` and `transpose`; with a rule for `vmap` it
+composes with everything.
 """
 
 import functools
@@ -27,23 +27,27 @@ from flax_sepconv._window import Window
 
 try:
     from jax.experimental.jet import jet_rules
-except ImportError:  # it is experimental
+except ImportError:  # `jet` is experimental
     jet_rules = {}
 
-PLATFORMS = ("cpu", "cuda", "rocm")  # those that have a lowering of their own
+PLATFORMS = ("cpu", "cuda", "rocm")  # the platforms with their own lowering
 
 
 def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable, widens: bool) -> Callable:
     """Makes the primitive of a form.
 
-    `axes` gives each slot's axes by letters: `l`, `k` and `o` have the sizes that the window says, any other the same
-    in each slot. `compute(slots, *, result, platform, sharded, differentiated, window, **params)` is the contraction in
-    JAX operations, of arrays by the names of their slots, where `platform` is one of `PLATFORMS`, or `None` for any
-    other, and `differentiated` says that derivatives of it are in the program, too. `batch(contract, slots, dims, *,
-    result, window, **params)` is the rule for `vmap`, as JAX's. With `widens`, the output and its cotangent are float32
-    where the rest is narrower.
+    Args:
+        name: the primitive's name.
+        axes: the axes of each slot, as letters. `l`, `k` and `o` have the window's sizes; any other letter has one
+            size in all slots.
+        compute: `compute(slots, *, result, platform, sharded, differentiated, window, **params)`, the contraction in
+            JAX operations, for arrays by slot. `platform` is one of `PLATFORMS`, or `None` for any other;
+            `differentiated` says that derivatives of the contraction are in the program too.
+        batch: `batch(contract, slots, dims, *, result, window, **params)`, the rule for `vmap`, like JAX's.
+        widens: whether the output and its cotangent are float32 where the other arrays are narrower.
 
-    Returns `contract(slots, *, window, **params)`, the contraction of all arrays but one.
+    Returns:
+        `contract(slots, *, window, **params)`, the contraction of all arrays but one.
     """
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
@@ -81,7 +85,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
             for slot, tangent in zip(slots, tangents, strict=True)
             if type(tangent) is not ad.Zero
         ]
-        # JAX does not ask where every tangent is zero.
+        # JAX does not call this where every tangent is zero.
         return contract(slots, differentiated=True, **params), functools.reduce(jnp.add, terms)
 
     def transpose(cotangent, *values, result: str, devices, **params):
@@ -93,14 +97,14 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
         return [gradient if slot == linear else None for slot in slots]
 
     def taylor(primals, series, *, result: str, devices, **params):
-        # Runs are integers, of which JAX makes series of zeros too.
+        # Runs are integers; JAX makes series of zeros for them too.
         coefficients = [
             [primal, *terms] if jnp.issubdtype(primal.dtype, jnp.inexact) else [primal]
             for primal, terms in zip(primals, series, strict=True)
         ]
 
         def coefficient(order: int) -> jax.Array:
-            """The sum over all ways to share the order among the slots."""
+            """Sums over all ways to share the order among the slots."""
             shares = itertools.product(*(range(len(each)) for each in coefficients))
             arrays = [map(list.__getitem__, coefficients, share) for share in shares if sum(share) == order]
             return functools.reduce(jnp.add, [contract(by_slot(result, each), **params) for each in arrays])

@@ -1,8 +1,8 @@
-"""What is told to XLA's partitioner: each device contracts its own part of groups, batch, multipliers and channels.
+"""What XLA's partitioner is told: each device contracts its own shard of groups, batch, multipliers and channels.
 
-XLA finds that out by itself for elementwise work and plain reductions, but it gathers the operand of a Fourier
-transform on every device, whichever axis is sharded, and that of a loop over the batch. The axes along time stay
-whole here; `flax_sepconv.parallel` splits the sequence.
+XLA finds that out by itself for elementwise work and plain reductions. But it gathers the operands of Fourier
+transforms, whichever axis is sharded, and of loops over the batch on every device. Axes of time stay whole here;
+`flax_sepconv.parallel` shards the sequence.
 """
 
 import functools
@@ -19,9 +19,9 @@ TIME = "lko"
 
 
 def per_device(function: Callable, operands: Sequence[str], result: str) -> Callable:
-    """`function(*arrays)`, computed on each device for what that device holds.
+    """Returns `function`, computed on each device for its own shard of the arrays.
 
-    It contracts the arrays over the axes that the result does not have. All axes are named by letters; those of
+    The function contracts the arrays over the axes that the result does not have. Axes are named by letters; those in
     `TIME` stay whole.
     """
     everywhere = "".join(dict.fromkeys("".join([*operands, result])))
@@ -32,7 +32,7 @@ def per_device(function: Callable, operands: Sequence[str], result: str) -> Call
         summed = tuple(name for axis in contracted for name in split.get(axis, ()))
 
         def part(*arrays):
-            # One device's program knows nothing of the mesh, whose axes may be explicit, that is set around.
+            # One device's program must not see the mesh that is set outside: its axes may be explicit.
             with use_abstract_mesh(AbstractMesh((), ())):
                 own = function(*arrays)
                 return lax.psum(own, summed) if summed else own
@@ -51,10 +51,10 @@ def per_device(function: Callable, operands: Sequence[str], result: str) -> Call
 
 
 def _split(arrays) -> dict[str, tuple[str, ...]]:
-    """Which mesh axes shard which axis: as the arrays are sharded already, those with a batch first."""
+    """Returns the mesh axes that shard each axis: those of the arrays as they come, arrays with a batch first."""
     split: dict[str, tuple[str, ...]] = {}
     for axes, array in sorted(arrays, key=lambda pair: "n" not in pair[0]):
-        # In a program of no array that a mesh shards, JAX tells no mesh: everything is on every device.
+        # If no array in a program is sharded over a mesh, JAX names no mesh: every device has everything.
         for axis, names in zip(axes, getattr(array.sharding, "spec", ()), strict=False):
             names = (names,) if isinstance(names, str) else tuple(names or ())
             taken = {name for others in split.values() for name in others}
@@ -64,16 +64,16 @@ def _split(arrays) -> dict[str, tuple[str, ...]]:
 
 
 def is_sharded(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether a program is lowered for several devices, or for a number that JAX does not tell."""
+    """Returns whether a program is lowered for several devices, or for a number that JAX does not tell."""
     return getattr(ctx.module_context.axis_context, "num_devices", None) != 1
 
 
 @functools.cache
 def asks_for_devices():
-    """A parameter for equations whose lowering asks `is_sharded`.
+    """Returns a parameter for equations whose lowering calls `is_sharded`.
 
-    JAX tells a lowering for how many devices it is only if a primitive that asks for them is in the program, or in a
-    jaxpr among its equations' parameters. This is such a jaxpr.
+    JAX tells a lowering the number of devices only if the program, or a jaxpr among its equations' parameters, holds a
+    primitive that asks for it. This is such a jaxpr.
     """
     asks = custom_partitioning(lambda x: x)
     asks.def_partition(lambda *_: None, sharding_rule="-> ")
@@ -81,24 +81,24 @@ def asks_for_devices():
 
 
 def result_sharding(axes: Mapping[str, str], result: str, arrays) -> NamedSharding:
-    """How the slot `result` is sharded along explicit axes, from the types of the other slots' arrays."""
+    """Returns the sharding of the slot `result` along explicit axes, from the types of the other slots' arrays."""
     operands = [letters for slot, letters in axes.items() if slot != result]
     split = _split(zip(operands, arrays, strict=True))
-    # Where no mesh is set, only what is sharded knows of one.
+    # Where no mesh is set, only sharded arrays have one.
     meshes = [array.sharding.mesh for array in arrays]
     mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
     return NamedSharding(mesh, PartitionSpec(*(split.get(axis) for axis in axes[result])))
 
 
 def on_auto_axes(function: Callable, sharding: Any) -> Callable:
-    """`function` with the partition left to XLA inside, and its result sharded as `sharding` says."""
+    """Returns `function` with the partition inside left to XLA and the result sharded by `sharding`."""
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return function
     return auto_axes(function, out_sharding=sharding)
 
 
 def alike(arrays):
-    """The arrays, under `shard_map` all marked as varying along the mesh axes of any: only then may they meet."""
+    """Marks all arrays, under `shard_map`, as varying along the mesh axes of any: only then may they be combined."""
     varying = [_varying(jax.typeof(array)) for array in arrays]
     union = frozenset().union(*varying)
     return [
@@ -114,5 +114,5 @@ def _vary(array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _varying(aval) -> frozenset[str]:
-    # JAX 0.10 moved what was `vma`.
+    # JAX 0.10 moved `vma`.
     return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma

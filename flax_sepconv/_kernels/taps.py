@@ -2,9 +2,9 @@
 
     y[o] = x[o * strides - low] * k[0] + x[o * strides - low + dilation] * k[1] + ...
 
-All taps make one elementwise fusion: each entry of `y` is written once, the samples that it reads are in cache from
-the entries before it, and the lanes of a vector run over the channels. At stride 1 the input's gradient is the same
-sum over the cotangent, with the kernel reversed; at larger strides one sum for all phases.
+All taps are one elementwise fusion: each entry of `y` is written once, the samples that it reads are still in cache
+from the entries before it, and the lanes of a vector run over the channels. At stride 1 the input's gradient is the
+same sum over the cotangent with the kernel reversed; at larger strides it is one sum for all phases.
 """
 
 import functools
@@ -18,11 +18,11 @@ from flax_sepconv._kernels import xla
 from flax_sepconv._window import Window
 
 CHAIN = 8
-"""Terms that are added one after the other: for any number of taps the error is XLA's grouped convolution's then."""
+"""Terms added one after another. With this many, the error is that of XLA's grouped convolution at any kernel size."""
 
 
 def output(x, kernel, window: Window, *, rows: int) -> jax.Array:
-    """`(N, L, C)` and `(K, C)` to `(N, O, C)`, from a padded copy of so many time steps, if one is needed."""
+    """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`, from a padded copy of at least `rows` steps if one is needed."""
     if window.low or window.high or window.samples > window.length:
         x = padded(x, window, rows)
     steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation}
@@ -30,9 +30,9 @@ def output(x, kernel, window: Window, *, rows: int) -> jax.Array:
 
 
 def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1, first: int = 0) -> jax.Array:
-    """`count` outputs along the axis `time` of `x`, with which the kernel has all others but the first in common.
+    """Computes `count` outputs along the axis `time` of `x`; the first one reads from sample `first` on.
 
-    The first output reads from sample `first` on.
+    After its taps, the kernel has the axes of `x` other than the first and `time`.
     """
     starts = tuple(first + t * dilation for t in range(kernel.shape[0]))
     shape = (*x.shape[:time], count, *x.shape[time + 1 :])
@@ -40,18 +40,19 @@ def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1, fi
 
 
 def input_gradient(kernel, cotangent, window: Window, *, rows: int) -> jax.Array:
-    """`(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
     if window.strides > 1:
         return xla.unfused(strided_input_gradient)(kernel, cotangent, window=window, flat=True)
-    # A call, with the copy that it makes, which is freed soon then.
+    # One call that makes its own copy, so that the copy is freed soon.
     return xla.unfused(output)(cotangent, lax.rev(kernel, (0,)), window=window.transposed(), rows=rows)
 
 
 def strided_input_gradient(kernel, cotangent, *, window: Window, flat: bool) -> jax.Array:
-    """Input sample `i` meets output `o` at tap `t` where `i + low = o * strides + t * dilation`.
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)` at any stride.
 
-    With samples and taps in groups of `strides`, `i + low = r * strides + phase` and `t * dilation = q * strides +
-    phase`, that is output `r - q`: all phases are one sum over groups of taps.
+    Output `o` reads input sample `i` with tap `t` where `i + low = o * strides + t * dilation`. With samples and taps
+    in groups of `strides`, `i + low = r * strides + phase` and `t * dilation = q * strides + phase`, so `o = r - q`:
+    all phases are one sum over groups of taps.
     """
     stride, low = window.strides, window.low
     batch, outputs, channels = cotangent.shape
@@ -71,9 +72,9 @@ def strided_input_gradient(kernel, cotangent, *, window: Window, flat: bool) -> 
 
 @xla.emitted
 def shifted_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int, time: int = 1):
-    """The sum over taps `t` of `x` along its axis `time`, from `starts[t]` on, times `kernel[t]`.
+    """Sums, over taps `t`, `x` from `starts[t]` on along its axis `time`, times `kernel[t]`.
 
-    Of what the kernel has between time and channels, and `x` has not, each meets all of `x`.
+    If the kernel has an axis before the channels that `x` lacks, `x` is broadcast along it.
     """
     terms = []
     for t, start in enumerate(starts):
@@ -90,7 +91,7 @@ def shifted_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int, t
 
 
 def summed(terms: list, ops):
-    """Adds chains of about `CHAIN` terms, then the sums in pairs, which rounds less than one long chain."""
+    """Adds chains of about `CHAIN` terms, then the sums pairwise, which rounds less than one long chain."""
     count = max((len(terms) + CHAIN // 2) // CHAIN, 1)
     ends = [i * len(terms) // count for i in range(count + 1)]
     sums = [functools.reduce(ops.add, terms[a:b]) for a, b in itertools.pairwise(ends)]
@@ -100,14 +101,14 @@ def summed(terms: list, ops):
 
 
 def padded(x, window: Window, rows: int) -> jax.Array:
-    """The first `rows` time steps that are read, and zeros beyond them."""
+    """Copies the time steps from the first that is read on, at least `rows` of them, with zeros outside of `x`."""
     return pad(x, window.low, max(rows, window.samples) - window.low - x.shape[1], flat=True)
 
 
 def pad(x, before: int, after: int, flat: bool) -> jax.Array:
-    """Zeros around the time steps of `(N, L, C)`; fewer than none take some away.
+    """Pads the time steps of `(N, L, C)` with zeros; negative amounts cut some off.
 
-    `flat` takes time and channels as one axis, over which XLA's CPU backend makes one long loop, twice as fast and
+    `flat` merges time and channels into one axis, over which XLA's CPU backend emits one long loop: twice as fast, and
     four times as fast to compile.
     """
     if before == after == 0:

@@ -1,4 +1,4 @@
-"""The few words to XLA's compiler: what it must not fuse, what it must not know, and many operations at once."""
+"""Hints to XLA's compiler: what it must not fuse, what it must not know, and many operations emitted at once."""
 
 import functools
 import types
@@ -17,7 +17,7 @@ from jaxlib.mlir.dialects import stablehlo as hlo
 
 
 def unfused(function: Callable) -> Callable:
-    """`function(*arrays, **static)` as a computation of its own, which XLA's CPU backend does not inline and fuse.
+    """Makes `function(*arrays, **static)` a computation that XLA's CPU backend neither inlines nor fuses with others.
 
     Calls with equal static arguments and shapes are traced, lowered and compiled once. JAX sets the same attribute for
     its `compute_on`; an XLA that ignores it computes the same numbers.
@@ -33,21 +33,21 @@ def unfused(function: Callable) -> Callable:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _call(function, static, *arrays):
-    with set_xla_metadata(inlineable=None):  # of the call alone
+    with set_xla_metadata(inlineable=None):  # only the call itself is marked
         return function(*arrays, **dict(static))
 
 
 def opaque(i: int) -> jax.Array:
-    """A number that XLA does not know: computations that differ in no other are compiled once."""
+    """Hides a number from XLA: computations that differ in nothing else are compiled once."""
     return lax.optimization_barrier(jnp.int32(i))
 
 
 def emitted(function: Callable) -> Callable:
-    """`function(ops, *arrays, shape, **static)` as one equation, `call(*arrays, shape=shape, **static)`.
+    """Makes `function(ops, *arrays, shape, **static)` one equation, `call(*arrays, shape=shape, **static)`.
 
-    JAX traces and lowers each operation in 0.1 ms, longer than XLA takes to compile it in a sum of many terms. Here
-    `ops` writes StableHLO where it is called; for symbolic sizes, and under `vmap`, it is `lax` itself. The result has
-    `shape` and the first array's dtype.
+    JAX takes 0.1 ms to trace and lower each operation, longer than XLA takes to compile it in a sum of many terms. Here
+    `ops` writes StableHLO directly; for symbolic sizes and under `vmap` it is `lax` itself. The result has `shape` and
+    the first array's dtype.
     """
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def emitted(function: Callable) -> Callable:
 
 
 class _Value:
-    """What an operation gives, with the shape that arrays have."""
+    """The result of an operation, with a `shape` as arrays have."""
 
     def __init__(self, value: ir.Value):
         self.value, self.shape = value, tuple(ir.RankedTensorType(value.type).shape)
@@ -67,7 +67,7 @@ class _Value:
         return ir.RankedTensorType.get([*shape], ir.RankedTensorType(self.value.type).element_type)
 
 
-_STABLEHLO = types.SimpleNamespace(  # functions of `lax`
+_STABLEHLO = types.SimpleNamespace(  # the functions of `lax` that `emitted` functions may call
     add=lambda a, b: _Value(hlo.add(a.value, b.value)),
     mul=lambda a, b: _Value(hlo.multiply(a.value, b.value)),
     full=lambda shape, value, dtype: _Value(mlir.ir_constant(np.full(shape, value, dtype))),

@@ -1,4 +1,4 @@
-"""What the depthwise step means, and its gradients: `lax.conv_general_dilated` with `feature_group_count`."""
+"""The definition of the depthwise step and its gradients: `lax.conv_general_dilated` with `feature_group_count`."""
 
 import functools
 
@@ -13,9 +13,9 @@ from flax_sepconv._window import Window
 
 
 def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> jax.Array:
-    """The depthwise step, with derivatives of the same convolution, which JAX's own rules transpose and batch.
+    """Computes the depthwise step by a convolution that JAX's own rules differentiate, transpose and batch.
 
-    `(N, L, C)`, or `(N, C, L)` where `channel_axis` is -2, and `(K, C, M)` to `(N, O, C * M)` or `(N, C * M, O)`.
+    Maps `(N, L, C)`, or `(N, C, L)` if `channel_axis` is -2, and `(K, C, M)` to `(N, O, C * M)` or `(N, C * M, O)`.
     float16 and bfloat16 accumulate in float32.
     """
     static = {"window": window, "precision": precision, "channel_axis": channel_axis}
@@ -24,8 +24,8 @@ def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> 
     if kernel.shape[2] == 1:
         return convolution(wide_x, wide_kernel).astype(x.dtype)
 
-    # JAX's own derivatives, of as many groups as there are outputs, each of one: where the batch is sharded, XLA
-    # gathers it for the gradients of groups with several outputs.
+    # The tangents have one group for each output channel. For gradients of groups with several outputs, XLA would
+    # gather a sharded batch.
     convolution = jax.custom_jvp(convolution)
 
     @functools.partial(convolution.defjvp, symbolic_zeros=True)
@@ -57,13 +57,13 @@ def _convolution(x, kernel, *, window: Window, precision, channel_axis: int = -1
 
 
 def output(x, kernel, window: Window, *, precision) -> jax.Array:
-    """`(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
+    """Maps `(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
     y = _convolution(x, kernel, window=window, precision=precision)
     return y.reshape(*y.shape[:2], *kernel.shape[1:])
 
 
 def input_gradient(kernel, cotangent, window: Window, *, precision) -> jax.Array:
-    """`(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
     shape = (cotangent.shape[0], window.length, cotangent.shape[2])
     x, _ = sharding.alike([lax.full_like(cotangent, 0, shape=shape), cotangent])
     step = functools.partial(_convolution, kernel=kernel[..., None], window=window, precision=precision)
@@ -71,7 +71,7 @@ def input_gradient(kernel, cotangent, window: Window, *, precision) -> jax.Array
 
 
 def kernel_gradient(x, cotangent, window: Window, *, precision) -> jax.Array:
-    """`(N, L, C)` and `(N, O, C)` to `(K, C)`."""
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`."""
     kernel, _ = sharding.alike([lax.full_like(x, 0, shape=(window.kernel_size, x.shape[2], 1)), x])
     step = functools.partial(_convolution, x, window=window, precision=precision)
     return jax.linear_transpose(step, kernel)(cotangent)[0][..., 0]
