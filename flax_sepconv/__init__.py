@@ -8,9 +8,9 @@ Config, then parameters, then function, then loss terms, then optax transforms:
     loss = data_loss + fsc.regularization_loss(params, config) + fsc.activity_loss(y, config)
     optimizer = fsc.constrained(optax.adam(1e-3), config)
 
-In Flax models, `fsc.SeparableConv1D` is the layer, `fsc.nnx.SeparableConv1D` that of `flax.nnx`, and
-`fsc.layer_configs(model, x)` stands for `config`. `lengths=` is for batches of sequences of many lengths,
-`fsc.init_stream` and `fsc.stream_step` for sequences that come chunk by chunk.
+For Flax models, `fsc.SeparableConv1D` is the layer in `flax.linen` and `fsc.nnx.SeparableConv1D` in `flax.nnx`;
+`fsc.layer_configs(model, x)` takes the place of `config`. `lengths=` is for batches of sequences of different lengths,
+`fsc.init_stream` and `fsc.stream_step` are for sequences that arrive chunk by chunk.
 """
 
 import importlib
@@ -60,10 +60,10 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"]
 
 
-if not TYPE_CHECKING:  # a checker would take every name for known
+if not TYPE_CHECKING:  # or a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        # `flax.nnx` takes as long to import as everything else here, and only those who ask for it need it.
+        # `flax.nnx` takes as long to import as everything else here, so it is imported on first use.
         if name in ("interop", "nnx"):
             return importlib.import_module(f"flax_sepconv.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `None` takes the process's.
 
     Returns:
-        The exit status: 0, 1 where a file cannot be read or written, and a message says why, or 2 where no command
-        was given, and the help says which there are. Where a pipe was closed, the process ends as any other in it.
+        The exit status: 0; 1 if a file cannot be read or written, with a message that says why; or 2 if no command was
+        given, with the help text. If a pipe is closed, the process ends as any other in it.
     """
     if arguments is None and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -77,8 +77,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="show the layers in a file",
-        description="Show every layer in a model's file: the names on the way to it, its class, and the shapes and the "
-        "number of its parameters; of a SeparableConv1D, whatever in its settings is not Keras's default.",
+        description="Show every layer in a model's file: its path, its class, and the shapes and the number of its "
+        "parameters; for a SeparableConv1D, also the settings that differ from Keras's defaults.",
     )
     convert = commands.add_parser(
         "convert",
@@ -86,15 +86,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         description="Write the SeparableConv1D layers in a model's file, parameters and configs, to a safetensors "
         "file. flax_sepconv.interop.safetensors.load reads both back; any safetensors reader reads the parameters, "
         "as tensors named LAYER/depthwise_kernel, LAYER/pointwise_kernel and LAYER/bias. With --all, write every "
-        "layer's weights, as variables of Flax named params/LAYER/kernel. With --into, write them into a copy of a "
-        "Keras model's file, which the trained model of Keras is then.",
+        "layer's weights, as variables of Flax named params/LAYER/kernel. With --into, write the weights into a copy "
+        "of a Keras model's file, which is then the trained Keras model.",
     )
     for command in (inspect, convert):
         command.add_argument("file", metavar="FILE", help=_FILE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     convert.add_argument("out", metavar="OUT", help="the file to write")
     convert.add_argument(
-        "--all", action="store_true", help="every layer, as Flax's variables, and no SeparableConv1D's config"
+        "--all", action="store_true", help="write every layer, as Flax's variables, without configs"
     )
     convert.add_argument(
         "--into", metavar="MODEL", help="write a copy of this .keras or .h5 file with the weights in FILE"
@@ -153,7 +153,7 @@ def _convert(options: argparse.Namespace, prog: str) -> str:
 
 
 def _check_out(options: argparse.Namespace) -> None:
-    """Refuses a name for the file to write under which a model could be lost, or would be taken for what it is not."""
+    """Refuses an output file that would replace a model, or whose name would not fit its contents."""
     out, into, read = options.out, options.into, filter(None, (options.file, options.into))
     if os.path.exists(out):
         if any(os.path.samefile(out, file) for path in read for file in _files(path)):
@@ -173,7 +173,7 @@ def _check_out(options: argparse.Namespace) -> None:
 
 
 def _rows(path: str, prog: str) -> dict[str, Row]:
-    """All that can be told of the layers in a file."""
+    """Reads everything that a file tells about its layers."""
     if _tensors.is_safetensors(path):
         if not safetensors.has_variables(path):
             return _separable(safetensors.read(path))
@@ -203,7 +203,7 @@ def _separable(layers: Mapping[str, tuple[SeparableConv1DConfig, dict]]) -> dict
 
 
 def _read(path: str, prog: str, strict: bool = True) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
-    """Reads the `SeparableConv1D` layers of any file that has some."""
+    """Reads the `SeparableConv1D` layers of a file of any kind."""
     if _tensors.is_safetensors(path):
         return safetensors.read(path)
     layers, notes = separable_layers.read(path, strict=strict)
@@ -213,7 +213,7 @@ def _read(path: str, prog: str, strict: bool = True) -> dict[str, tuple[Separabl
 
 
 def _variables(path: str) -> dict[str, Any]:
-    """Reads every weight of any file by the joined names that Flax's variables have."""
+    """Reads every weight of a file of any kind, by the joined names of Flax's variables."""
     if _tensors.is_safetensors(path):
         return safetensors.read_variables(path)
     layers = {(name,) if name else (): layer for name, layer in keras.layers(path).items()}
@@ -221,7 +221,7 @@ def _variables(path: str) -> dict[str, Any]:
 
 
 def _files(path: str) -> Iterator[str]:
-    """Returns a file, or those in a folder, as far as they are there."""
+    """Yields a file, or the files in a folder, if they exist."""
     folders = os.walk(path) if os.path.isdir(path) else [("", (), (path,))]
     for folder, _, names in folders:
         yield from filter(os.path.exists, (os.path.join(folder, name) for name in names))

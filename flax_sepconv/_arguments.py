@@ -1,4 +1,4 @@
-"""What each argument of the layer may be: one function for each kind, `normalize(argument, value) -> canonical value`.
+"""The rule of each argument of the layer: one function a kind, `normalize(argument, value) -> canonical value`.
 
 An error names the argument, the value received and what would do.
 """
@@ -23,13 +23,13 @@ from flax_sepconv._window import PADDINGS
 DATA_FORMATS = ("channels_last", "channels_first")
 
 SIZE_LIMIT = 2**24
-"""No layer comes near this, and with it a product of sizes fits where it has to."""
+"""No layer comes near this limit, and within it products of sizes do not overflow."""
 
 FLOATS = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
 
 
 def count(argument: str, value) -> int:
-    """Returns an integer of at least 1, and no larger than any layer's."""
+    """Returns an integer from 1 to `SIZE_LIMIT`."""
     number = integer(argument, value)
     if number <= 0:
         raise ValueError(f"`{argument}` must be at least 1; got {shown(value)}.")
@@ -64,7 +64,7 @@ def sizes(argument: str, value) -> tuple[Any, ...]:
 
 
 def choice(options: tuple[str, ...], argument: str, value) -> str:
-    """Returns one of a few words, given in any case."""
+    """Returns one of a few words, which may be written in any case."""
     lowered = value.lower() if isinstance(value, str) else value
     if lowered not in options:
         kind = ValueError if isinstance(value, str) else TypeError
@@ -73,17 +73,17 @@ def choice(options: tuple[str, ...], argument: str, value) -> str:
 
 
 def data_format(argument: str, value) -> str:
-    """Returns where the channels are; `None` is Keras's default."""
+    """Returns the data format; `None` is Keras's default."""
     return "channels_last" if value is None else choice(DATA_FORMATS, argument, value)
 
 
 def implementation(argument: str, value) -> str | None:
-    """Returns a name of an implementation, or `None` to let the library choose."""
+    """Returns the name of an implementation, or `None` to let the library choose."""
     return None if value is None else choice(IMPLEMENTATIONS, argument, value)
 
 
 def boolean(argument: str, value) -> bool:
-    """Returns `True` or `False`; refuses what merely counts as one."""
+    """Returns `True` or `False`; refuses what is merely truthy or falsy."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{argument}` must be True or False; got {shown(value)}.")
     return bool(value)
@@ -104,7 +104,7 @@ def float_dtype(argument: str, value) -> np.dtype:
         dtype = None
     if value is None or dtype is None or dtype not in FLOATS:
         policy = (isinstance(value, str) and value.startswith("mixed_")) or isinstance(value, Mapping)
-        hint = " For one of Keras's policies, set `dtype` to what it computes in." if policy else ""
+        hint = " For one of Keras's policies, set `dtype` to its compute dtype." if policy else ""
         raise TypeError(
             f"`{argument}` must be one of {', '.join(map(str, FLOATS))}; got {shown(value)}.{hint}"
         )
@@ -138,12 +138,12 @@ def _identifier(module, argument: str, value) -> Hashable:
 _P = ParamSpec("_P")
 _WEIGHTS = ("depthwise", "pointwise", "bias")
 _INPUTS = ("input_shape", "batch_input_shape", "input_dim", "batch_size")
-# Other libraries' words for what Keras has.
+# Other libraries' names for Keras's arguments.
 _SYNONYMS = dict.fromkeys(("features", "units", "out_channels", "output_dim"), "filters")
 
 
 def names_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
-    """Makes a constructor refuse keywords that it does not know with the nearest that it does."""
+    """Makes a constructor refuse unknown keywords, naming the nearest known one."""
     _, *known = inspect.signature(init).parameters
 
     @functools.wraps(init)
@@ -175,7 +175,7 @@ IDENTIFIERS = {
     **{f"{part}_regularizer": regularizers for part in (*_WEIGHTS, "activity")},
     **{f"{weight}_constraint": constraints for weight in _WEIGHTS},
 }
-"""The module that resolves each argument which Keras lets one name."""
+"""The module that resolves each argument that may be an identifier."""
 
 NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
     "filters": count,
@@ -201,8 +201,8 @@ NORMALIZE: dict[str, Callable[[str, Any], Any]] = {
 def check_shape(argument: str, part, shape: tuple[int, ...]) -> None:
     """Refuses an initializer, regularizer or constraint that Keras would refuse on an array of this rank.
 
-    Only this library's own objects are asked: a caller's function may do anything but what it is meant for. Nothing
-    is computed, for a layer's sizes may be any. That of a kernel's axis of input channels is not known yet.
+    Only this library's own objects are asked, since a caller's function might do anything. Nothing is computed, since
+    the layer may be large. The number of input channels is not known yet.
     """
     if type(part).__module__ != IDENTIFIERS[argument].__name__:
         return

@@ -1,8 +1,8 @@
 """Calls a layer's functions and checks what they return, since a caller's own may return anything.
 
-Initializers, regularizers and constraints are checked where they meet a weight. The activation is also traced when a
-config is made, on an output with the sizes that are known: whatever it raises there is its own affair, since the other
-sizes are made up, but what it returns says how many channels the layer has.
+Initializers, regularizers and constraints are checked when they are applied to a weight. The activation is also traced
+when a config is made, on an output with the sizes that are known. Its own errors are ignored there, because the other
+sizes are made up, but its result says how many channels the layer has.
 """
 
 import weakref
@@ -24,12 +24,12 @@ Shape = tuple[int | None, ...]
 _ADVICE = {
     "initializer": "It is called with a key, a shape and a dtype.",
     "factory": "Pass what that factory makes, such as `nn.initializers.lecun_normal()`.",
-    "regularizer": "Sum what it gives, as `lambda w: 0.01 * jnp.sum(w**2)` does.",
+    "regularizer": "Sum its result, as `lambda w: 0.01 * jnp.sum(w**2)` does.",
     "constraint": "It is called with a weight and returns its projection, as `lambda w: jnp.maximum(w, 0)` does.",
     "activation": "It may change the number of channels and nothing else. Do the rest after the layer.",
 }
 
-# What works on numbers that are there only: functions of NumPy and `math`, conditions on values.
+# Raised by what works on concrete numbers only: functions of NumPy and `math`, conditions on values.
 _NOT_TRACED = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -38,7 +38,7 @@ _NOT_TRACED = (
 
 
 def drawn(weight: "Weight", key: Any, config: "SeparableConv1DConfig") -> Any:
-    """Calls a weight's initializer, whose result may be boxed; an error names it."""
+    """Calls a weight's initializer, whose result may be boxed; an error names the argument."""
     argument = weight.argument("initializer")
 
     def draw(*arguments: Any) -> Any:
@@ -46,20 +46,20 @@ def drawn(weight: "Weight", key: Any, config: "SeparableConv1DConfig") -> Any:
         return jnp.asarray(value) if isinstance(value, list | tuple) else value
 
     value = _called(argument, draw, weight.shape, key, weight.shape, config.param_dtype)
-    if value is None:  # what else it may be is found where it is unboxed
+    if value is None:  # any other result is checked where it is unboxed
         check_result(argument, value, weight.shape)
     return value
 
 
 def penalty(argument: str, regularizer: Callable, w: Any) -> Any:
-    """Calls a regularizer on a weight or an output; the result is a real number."""
+    """Calls a regularizer on a weight or an output, and checks that it returns a real number."""
     value = _called(argument, regularizer, w.shape, w)
     check_result(argument, value, ())
     return value
 
 
 def projection(argument: str, constraint: Callable, w: Any) -> Any:
-    """Calls a constraint on a weight; the result is real numbers of its shape."""
+    """Calls a constraint on a weight, and checks that it returns real numbers of the same shape."""
     value = _called(argument, constraint, w.shape, w)
     check_result(argument, value, w.shape)
     return value
@@ -82,7 +82,7 @@ def shape_after(config: "SeparableConv1DConfig", shape: Shape) -> Shape:
         return _halved(shape)
     if activations.is_own(config.activation):
         return shape
-    # Sizes that do not broadcast to one another, and that can be halved.
+    # Sizes that do not broadcast against one another and can be halved.
     made_up = tuple(2 + 2 * i if size is None else size for i, size in enumerate(shape))
     after = traced(lambda y: activated(config, y), made_up)
     channels = config.channel_axis % len(shape)
@@ -95,7 +95,7 @@ def try_activation(config: "SeparableConv1DConfig") -> None:
     shape = (None, None, config.filters) if config.channel_axis == -1 else (None, config.filters, None)
     try:
         tried = _tried.setdefault(function, set())
-    except TypeError:  # of what has no weak references, as functions of NumPy
+    except TypeError:  # no weak reference to it is possible, as with functions of NumPy
         tried = set()
     if shape in tried:
         return
@@ -114,12 +114,12 @@ def try_activation(config: "SeparableConv1DConfig") -> None:
     tried.add(shape)
 
 
-# What was tried of each function, for a config is made often: at each look at a Linen layer's.
+# The shapes that each function was tried with: configs are made often, at each access to a Linen layer's.
 _tried: weakref.WeakKeyDictionary[Callable, set[Shape]] = weakref.WeakKeyDictionary()
 
 
 def try_constraint(project: Callable, w: Any) -> None:
-    """Refuses a constraint that returns no weight; one that cannot be traced may still work without `jax.jit`."""
+    """Refuses a constraint that returns no weight. One that cannot be traced may still work without `jax.jit`."""
     try:
         traced(project, w.shape, w.dtype)
     except TypeError as error:
@@ -128,10 +128,10 @@ def try_constraint(project: Callable, w: Any) -> None:
 
 
 def traced(function: Callable, shape: tuple[int, ...], dtype: Any = jnp.float32) -> tuple[int, ...]:
-    """Returns the shape of what a function returns for an array, without computing it."""
+    """Returns the shape of a function's result for an array, without computing it."""
     outcome: list[Any] = []
 
-    def call(x):  # raises nothing: to what passes through `eval_shape` JAX adds lines of its own
+    def call(x):  # raises nothing: JAX adds lines of its own to errors that pass through `eval_shape`
         try:
             outcome.append(function(x).shape)
         except Exception as error:
@@ -144,7 +144,7 @@ def traced(function: Callable, shape: tuple[int, ...], dtype: Any = jnp.float32)
 
 
 def check_result(argument: str, value: Any, wanted: Shape) -> None:
-    """Refuses what is not real numbers of a shape, where `None` is any size."""
+    """Refuses a result that is not real numbers of a shape, where `None` is any size."""
     part = argument.rpartition("_")[2]
     array: Any = value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -166,7 +166,7 @@ def check_result(argument: str, value: Any, wanted: Shape) -> None:
 
 
 def _called(argument: str, function: Callable, shape: Shape, *arguments: Any) -> Any:
-    """Calls a function; an error of its own names the argument."""
+    """Calls a function, and raises its errors anew with the argument's name."""
     try:
         return function(*arguments)
     except (ValueError, TypeError, AssertionError) as error:

@@ -7,7 +7,7 @@ _LENGTH, _DEPTH = 100, 20
 
 
 def shown(value: Any) -> str:
-    """Shows a value in a message: at most a line of it, and of an array its shape and dtype."""
+    """Shows a value in a message: at most one line, and for an array its shape and dtype."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and shape and hasattr(value, "dtype"):
         return f"an array of the shape {shape} and dtype {value.dtype}"
@@ -16,7 +16,7 @@ def shown(value: Any) -> str:
 
 
 def _beginning(value: Any, depth: int) -> str:
-    """Returns as much of `repr(value)` as is shown, and not much more, however large the value is."""
+    """Returns as much of `repr(value)` as is shown and little more, however large the value is."""
     if isinstance(value, str | bytes):
         return repr(value[: 2 * _LENGTH])
     if type(value) is int and value.bit_length() > 10_000:  # Python refuses to write it
@@ -42,5 +42,5 @@ def _beginning(value: Any, depth: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes, as Python does, what a terminal would not show as it is: for text from files."""
+    """Escapes, as Python does, what a terminal would not show as it is. For text that comes from files."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -3,9 +3,9 @@
     segment_ids     3 3 3 5 5 0 0 3 3
     runs            1 1 1 2 2 0 0 3 3       numbered along the row; 0 is padding
 
-Two samples are of one sequence where their run numbers are equal, so a window reads just what it would if its sequence
-stood alone: `x[o + t] if runs[o + t] == runs[o] else 0`. What ids are, and that two neighbours may not have the same
-one, is the caller's; everything behind this module sees run numbers.
+Two samples belong to one sequence where their run numbers are equal, so a window reads just what it would if its
+sequence stood alone: `x[o + t] if runs[o + t] == runs[o] else 0`. The caller chooses the ids and must give neighbouring
+sequences different ones; everything behind this module sees run numbers only.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from flax_sepconv._validation import as_integers
 
 
 def check_segment_ids(segment_ids: Any, shape: tuple[int, ...], strides: int) -> jax.Array | np.ndarray:
-    """Refuses segment ids that are not integers of `shape`, and any with strides."""
+    """Returns segment ids as an array; refuses any that are not integers of `shape`, and any with strides."""
     ids = as_integers("segment_ids", segment_ids)
     if ids.shape != shape:
         raise ValueError(
@@ -27,8 +27,8 @@ def check_segment_ids(segment_ids: Any, shape: tuple[int, ...], strides: int) ->
         )
     if strides != 1:
         raise ValueError(
-            f"`segment_ids` cannot be used with strides={strides}: windows of one sequence would start where those of "
-            "the sequence before it end. Use strides=1, or one sequence a row with `lengths`."
+            f"`segment_ids` cannot be used with strides={strides}: where the windows of a sequence start would depend "
+            "on the sequences before it. Use strides=1, or `lengths` with one sequence per row."
         )
     return ids
 
@@ -41,9 +41,9 @@ def run_numbers(ids: jax.Array | np.ndarray) -> jax.Array:
 
 
 def of_outputs(values: Any, runs: Any, kernel_size: int, padding: str, dilation_rate: int) -> Any:
-    """`values` of time steps, such as ids, at the outputs; 0 where a window is not within one run.
+    """Returns the `values` of time steps, such as ids, at the outputs; 0 where a window is not within one run.
 
-    With `"same"` and `"causal"` there is an output for every time step, of the same run.
+    With `"same"` and `"causal"` every time step has an output, in the same run.
     """
     if padding != "valid":
         return values

@@ -1,12 +1,12 @@
-"""Several sequences in one array: what is of no sequence, or of another, is as if it were not there.
+"""Several sequences in one array: no output depends on padding, or on another sequence.
 
-Of sequences of many lengths:
+For sequences of different lengths:
 
     x[n, t] = 0  for t >= lengths[n]                         before the convolution
     y[n, o] = 0  for o >= config.output_length(lengths)[n]   after the activation
 
-The zeros beyond a sequence are those that its padding would put there, so each sequence gives what it would give alone.
-Only where padding on the left depends on the length, as for `same` with strides, has it to be put in its place too.
+The zeros beyond a sequence are those of its padding, so each sequence gives what it would give alone. Where the padding
+on the left depends on the length, as for `same` with strides, the sequence is also moved to its place.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from flax_sepconv.config import SeparableConv1DConfig
 
 
 class Sequences(NamedTuple):
-    """An input of several sequences, ready for the convolution, and what is to be done with its output.
+    """An input of several sequences, ready for the convolution, and the outputs to keep.
 
     Attributes:
-        x: the input, where what is not of a sequence is zero or is not read.
+        x: the input. Samples outside of all sequences are zero or are not read.
         config: the layer's arguments for `x`.
-        runs: of packed rows, the number of the run of each time step, where windows cross from one to the next.
-        kept: which outputs are of a sequence; `None` if all are.
+        runs: for packed rows whose windows cross from one run to the next, the number of each time step's run.
+        kept: which outputs belong to a sequence; `None` if all do.
     """
 
     x: jax.Array
@@ -37,7 +37,7 @@ class Sequences(NamedTuple):
     kept: Any = None
 
     def masked(self, y: jax.Array) -> jax.Array:
-        """`y` with zeros, and no gradient, where it is of no sequence."""
+        """Sets outputs that belong to no sequence to zero, without a gradient."""
         return y if self.kept is None else where(self.kept, y, self.config)
 
 
@@ -59,7 +59,7 @@ def check(x, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> t
 
 
 def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment_ids: Any) -> Sequences:
-    """The sequences of `x`, of lengths and segment ids that were checked."""
+    """Makes the sequences of `x` from checked lengths and segment ids."""
     if lengths is not None:
         real = steps(lengths, x.shape[config.time_axis])
         kept = outputs_kept(config, config.output_length(x.shape[config.time_axis]), lengths, None)
@@ -75,14 +75,14 @@ def sequences(x: jax.Array, config: SeparableConv1DConfig, lengths: Any, segment
 
 
 def outputs_kept(config: SeparableConv1DConfig, count, lengths: Any, segment_ids: Any, position=None) -> Any:
-    """Which of `count` outputs, of which the first is number `position`, are of a sequence; `None` if all are."""
+    """Returns which of `count` outputs, numbered from `position` on, belong to a sequence; `None` if all do."""
     if lengths is not None:
         return steps(config.output_length(lengths), count, position)
     return None if segment_ids is None else config.output_segment_ids(segment_ids) != 0
 
 
 def _check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
-    """Returns lengths within 0 and the length of `x`."""
+    """Returns lengths clipped to between 0 and the length of `x`."""
     lengths = as_integers("lengths", lengths)
     if lengths.shape != x.shape[:-2]:
         raise ValueError(
@@ -90,7 +90,7 @@ def _check_lengths(lengths: Any, x, config: SeparableConv1DConfig) -> jax.Array:
         )
     length = x.shape[config.time_axis]
     if isinstance(length, int):  # not symbolic
-        # Before the type changes: none of JAX may hold what is beyond.
+        # Clipped before the type changes, since a larger number may not fit into any of JAX's types.
         lengths = lengths.clip(0, min(length, int(jnp.iinfo(lengths.dtype).max)))
     return jnp.clip(_window.signed(jnp.asarray(lengths)), 0, length)
 
@@ -105,9 +105,9 @@ def _refuse_mixing(argument: str, x, config: SeparableConv1DConfig) -> None:
 
 
 def steps(lengths, length, position=None) -> jax.Array:
-    """Which of `length` time steps are of each sequence, before its end.
+    """Returns which of `length` time steps each sequence has.
 
-    With `position`, the first of them is that number of its sequence; what is before number 0 is not of it.
+    With `position`, time steps are numbered from there on, and those with negative numbers belong to no sequence.
     """
     numbers = lax.broadcasted_iota(lengths.dtype, (*lengths.shape, length), lengths.ndim)
     if position is None:
@@ -117,12 +117,12 @@ def steps(lengths, length, position=None) -> jax.Array:
 
 
 def where(real, x, config: SeparableConv1DConfig) -> jax.Array:
-    """`x` with zeros, and no gradient, at the time steps that are not real."""
+    """Sets time steps that are not `real` to zero, without a gradient."""
     return jnp.where(jnp.expand_dims(real, config.channel_axis), x, 0)
 
 
 def _in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, SeparableConv1DConfig]:
-    """Puts each sequence where its own windows are, and returns the config of what is left to do.
+    """Moves each sequence to where its own windows are, and returns the config for what remains to be done.
 
     With strides, `same` pads a sequence on the left by an amount that depends on its length.
     """
@@ -130,7 +130,7 @@ def _in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sep
         return x, config
     axis = config.time_axis
     length = x.shape[axis]
-    # Strides come without dilation.
+    # Strides exclude dilation.
     read = (_window.output_length(length, **config.geometry) - 1) * config.strides + config.kernel_size
     low, _ = _window.padding_amounts(lengths, **config.geometry)
     most = (config.kernel_size - 1) // 2
@@ -141,7 +141,7 @@ def _in_place(x, lengths, config: SeparableConv1DConfig) -> tuple[jax.Array, Sep
 
 
 def slices(x, starts, count, axis: int) -> jax.Array:
-    """`count` time steps of each sequence, from `starts` on."""
+    """Returns `count` time steps of each sequence, from `starts` on."""
 
     def one(sequence, start):
         return lax.dynamic_slice_in_dim(sequence, start, count, axis)

@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     Attributes:
         class_name: its class; `None` where the file does not say.
-        config: the config of a `SeparableConv1D`, or what the file has of another layer.
+        config: the config of a `SeparableConv1D`, or what the file says about another layer.
         weights: its arrays by their names.
     """
 
@@ -49,7 +49,7 @@ def table(path: str, layers: Mapping[str, Row]) -> str:
         for name, layer in layers.items()
     ]
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    widths[-1] = len(heading[-1])  # nothing is to be aligned behind it
+    widths[-1] = len(heading[-1])  # nothing behind it needs aligning
     lines = [_aligned(heading, widths), "  ".join("-" * width for width in widths)]
     for row, layer in zip(rows, layers.values(), strict=True):
         lines.append(_aligned(row, widths))
@@ -61,7 +61,7 @@ def table(path: str, layers: Mapping[str, Row]) -> str:
 
 
 def summary(layers: Mapping[str, Row]) -> str:
-    """How many layers there are, and how many numbers they hold."""
+    """Says how many layers there are and how many parameters they have."""
     number, separable = len(layers), sum(layer.is_separable for layer in layers.values())
     kind = "SeparableConv1D layer" if separable == number else "layer"
     some = f", {separable} of them SeparableConv1D" if 0 < separable < number else ""
@@ -69,12 +69,12 @@ def summary(layers: Mapping[str, Row]) -> str:
 
 
 def arrays(layers: Mapping[str, Row]) -> list[Any]:
-    """All arrays of layers."""
+    """Returns all arrays of the layers."""
     return [value for layer in layers.values() for value in layer.weights.values()]
 
 
 def count(arrays: Iterable[Any]) -> int:
-    """How many numbers arrays hold."""
+    """Counts the numbers that arrays hold."""
     return sum(value.size for value in arrays)
 
 
@@ -87,7 +87,7 @@ def _aligned(row: Sequence[str], widths: Iterable[int]) -> str:
 
 
 def _settings(config: SeparableConv1DConfig) -> list[tuple[str, list[str]]]:
-    """Returns what differs from the defaults, by kind. Initializers have done their work and are left out."""
+    """Returns the settings that differ from the defaults, by kind, without initializers, which have already drawn."""
     default = SeparableConv1DConfig(config.filters, config.kernel_size, param_dtype=config.param_dtype)
     kinds: dict[str, list[str]] = {"settings": [], "regularizers": [], "constraints": []}
     for field in dataclasses.fields(config):

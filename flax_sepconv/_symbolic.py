@@ -1,4 +1,4 @@
-"""Lengths that are symbolic dimensions of `jax.export`: what must be known of them."""
+"""Lengths that are symbolic dimensions of `jax.export`, and what must be known about them."""
 
 import contextlib
 from typing import Any
@@ -14,15 +14,15 @@ except ImportError:  # older JAX
 
 
 def check_length(length: Any, geometry: dict[str, Any], implementation: str | None) -> None:
-    """Refuses a symbolic length that may give no output, or of which more must be known.
+    """Refuses a symbolic length that may give no output, or about which too little is known.
 
     Args:
         length: a symbolic dimension.
         geometry: kernel size, strides, padding and dilation rate.
-        implementation: of the depthwise step.
+        implementation: how the depthwise step is computed.
 
     Raises:
-        ValueError: with what would do.
+        ValueError: the length is refused; the message says what would do.
     """
     strides = geometry["strides"]
     shortest = _window.shortest(geometry["kernel_size"], geometry["padding"], geometry["dilation_rate"])

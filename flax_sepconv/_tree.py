@@ -1,7 +1,7 @@
-"""Where the weights of our layers are in a tree of parameters, be it Linen's, NNX's or a plain dict.
+"""Finds the weights of this library's layers in a tree of parameters, be it Linen's, NNX's or a plain dict.
 
 Loss terms and optax transforms take `configs`: one config, or a mapping from a layer's path to its config.
-Both come down to the same: for every leaf of the tree, whose weight it is, if any.
+Both say for every leaf of the tree which layer's weight it is, if any.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig, Weight, check_config
 
 Configs: TypeAlias = SeparableConv1DConfig | Mapping[str, SeparableConv1DConfig]
-"""One layer's config, or those of a model by the layers' paths, parts joined with `/`."""
+"""One layer's config, or a model's configs by the layers' paths, with parts joined by `/`."""
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class StackedConfig(SeparableConv1DConfig):
-    """The config of a layer that a model holds several times in one array, as under `nn.scan`, `nn.vmap`, `nnx.vmap`.
+    """The config of layers whose weights are stacked in one array, as `nn.scan`, `nn.vmap` and `nnx.vmap` do.
 
     `layer_configs` makes these. `stack_axes` are the axes along which the layers' weights are stacked, in an order in
     which `jax.vmap` may add them: the innermost first.
@@ -41,7 +41,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Whose weight a leaf is."""
+    """The layer and the weight that a leaf is."""
 
     config: SeparableConv1DConfig
     weight: Weight
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where the weight is, for messages."""
+        """The weight's path, for messages."""
         return "/".join((*self.layer, self.weight.name))
 
     @property
@@ -58,14 +58,14 @@ class Place(NamedTuple):
         return getattr(self.config, "stack_axes", ())
 
     def __call__(self, function: Callable, leaf, reduces: bool = False):
-        """Applies `function` of one layer's weight to each layer of a stack by itself."""
+        """Applies a function of one layer's weight to each layer of a stack by itself."""
         for axis in self.stack_axes:
             function = jax.vmap(function, in_axes=axis, out_axes=0 if reduces else axis)
         return function(leaf)
 
 
 def places_of(configs: Configs) -> dict[Path, Place]:
-    """Every weight of the layers of `configs`, by its path.
+    """Lists every weight of the layers in `configs` by its path.
 
     Raises:
         TypeError: `configs` is neither a config nor a mapping of them.
@@ -98,9 +98,9 @@ def places_of(configs: Configs) -> dict[Path, Place]:
 
 
 def leaves_of(tree, argument: str = "params", hole: type | tuple = ()) -> tuple[dict[Path, Any], list[Path]]:
-    """Every leaf of `tree` by its path, in JAX's order, and the paths of what was left out on purpose.
+    """Lists every leaf of `tree` by its path, in JAX's order, and the paths of what was left out on purpose.
 
-    A key may join several steps by `/`, or be a tuple of them: nested and flat trees have the same paths.
+    A key may join several steps by `/` or be a tuple of them: nested and flat trees have the same paths.
 
     Args:
         tree: parameters, or anything of their structure.
@@ -108,7 +108,7 @@ def leaves_of(tree, argument: str = "params", hole: type | tuple = ()) -> tuple[
         hole: a type that stands in `tree` where something was left out.
 
     Raises:
-        ValueError: two leaves have one path.
+        ValueError: two leaves have the same path.
     """
     leaves, holes = {}, []
     for steps, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, hole)):
@@ -127,7 +127,7 @@ def leaves_of(tree, argument: str = "params", hole: type | tuple = ()) -> tuple[
 def weights_of(
     tree, places: Mapping[Path, Place], argument: str = "params", hole: type | tuple = ()
 ) -> dict[Path, Any]:
-    """Every leaf of `tree` by its path, in JAX's order, once the weights of `places` were found in it.
+    """Lists every leaf of `tree` by its path, in JAX's order, after checking that it holds the weights of `places`.
 
     Args:
         tree: parameters, or anything of their structure.
@@ -136,7 +136,7 @@ def weights_of(
         hole: a type that stands in `tree` where something was left out on purpose.
 
     Raises:
-        ValueError: a weight is not in the tree, nor left out, or has another shape.
+        ValueError: a weight is neither in the tree nor left out, or has another shape.
     """
     leaves, holes = leaves_of(tree, argument, hole)
     layers: dict[Path, list[tuple[Place, Shape]]] = {}
@@ -157,7 +157,7 @@ def weights_of(
 def updates_of(
     updates, params: Mapping[Path, Any], hole: type | tuple = (), batched: bool = False
 ) -> dict[Path, Any]:
-    """Every leaf of `updates` by its path, in JAX's order, once they were found to be those of `params`.
+    """Lists every leaf of `updates` by its path, in JAX's order, after checking that they match `params`.
 
     Args:
         updates: what is to be added to parameters, or their gradients.
@@ -166,7 +166,7 @@ def updates_of(
         batched: whether gradients of many examples will do, which have more axes in front.
 
     Raises:
-        ValueError: other paths, or other shapes.
+        ValueError: the paths or the shapes differ.
     """
     leaves, holes = leaves_of(updates, "updates", hole)
     advice = "Pass the gradients with respect to these parameters."
@@ -191,7 +191,7 @@ def _steps(key: str) -> Path:
 
 
 def _path(steps) -> Path:
-    """A leaf's path as strings, less the last step into a box that Flax keeps metadata in."""
+    """Returns a leaf's path as strings, without the last step into a box in which Flax keeps metadata."""
     keys = [getattr(step, "key", getattr(step, "name", getattr(step, "idx", step))) for step in steps]
     if steps and isinstance(steps[-1], jax.tree_util.GetAttrKey) and keys[-1] == "value":
         keys.pop()
@@ -208,7 +208,7 @@ def _shape(leaf) -> Shape:
 
 
 def _check_layer(argument: str, weights: list[tuple[Place, Shape]]) -> None:
-    """Refuses weights, all that there are of one layer, which do not fit its config or one another."""
+    """Refuses the weights of one layer if they do not fit its config or one another."""
     for place, shape in weights:
         if len(shape) != len(place.weight.shape) + len(place.stack_axes):
             raise ValueError(
@@ -235,7 +235,7 @@ def _check_layer(argument: str, weights: list[tuple[Place, Shape]]) -> None:
 
 
 def _unstacked(shape: Shape, axes: tuple[int, ...]) -> tuple[Shape, tuple[int, ...]]:
-    """One layer's shape, and how many layers there are along each axis, for the shape of stacked weights."""
+    """Splits the shape of stacked weights into one layer's shape and the number of layers along each axis."""
     left = list(shape)
     sizes = [left.pop(axis) for axis in reversed(axes)]
     return tuple(left), tuple(sizes)

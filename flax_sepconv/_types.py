@@ -1,4 +1,4 @@
-"""The types of the layer's arguments, as people write them."""
+"""The types of the layer's arguments, as callers write them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias

@@ -1,7 +1,7 @@
-"""Checks of what a function of the layer is called with: arrays, parameters and keys.
+"""Checks the arrays, parameters and keys that the layer's functions are called with.
 
-Each refuses before anything is computed, with the argument's name, what came and what would do. What may stand in a
-config is checked when the config is made (`_arguments`).
+Each check refuses before anything is computed, with the argument's name, what came and what would do. The arguments of
+a config are checked when the config is made (`_arguments`).
 """
 
 import contextlib
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def as_array(argument: str, value: Any) -> jax.Array | np.ndarray:
-    """Returns `value` as an array, wherever `jnp.asarray` takes it; arrays of JAX and NumPy come back as they are."""
+    """Returns `value` as an array if `jnp.asarray` accepts it; arrays of JAX and NumPy come back as they are."""
     if isinstance(value, jax.Array) or type(value) is np.ndarray:
         return value
     if isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError(
-            f"`{argument}` must be an array; got {value}, which has no values. Where only shapes are wanted, call "
-            "the function by `jax.eval_shape`."
+            f"`{argument}` must be an array; got {value}, which has no values. To compute shapes only, call the "
+            "function through `jax.eval_shape`."
         )
     try:
         return jnp.asarray(value)
-    except Exception as error:  # whatever the conversion of another library raises
+    except Exception as error:  # another library's conversion may raise anything
         reason = str(error).partition("\n")[0][:100]
-    hint = " Unbox it by `flax.core.meta.unbox`." if hasattr(type(value), "unbox") else ""
+    hint = " Unbox it with `flax.core.meta.unbox`." if hasattr(type(value), "unbox") else ""
     raise TypeError(f"`{argument}` must be an array; got {shown(value)} ({reason}).{hint}")
 
 
@@ -45,25 +45,25 @@ def as_real(argument: str, value: Any) -> jax.Array | np.ndarray:
         return array
     raise TypeError(
         f"`{argument}` must hold real numbers; got an array of dtype {array.dtype}. Integers, "
-        f"{', '.join(map(str, FLOATS[:-1]))} and {FLOATS[-1]} would do: convert it by `.astype`."
+        f"{', '.join(map(str, FLOATS[:-1]))} and {FLOATS[-1]} would do: convert it with `.astype`."
     )
 
 
 def as_integers(argument: str, value: Any) -> jax.Array | np.ndarray:
-    """Returns `value` as an array of integers, none of which has wrapped."""
+    """Returns `value` as an array of integers, without any of them wrapping."""
     if isinstance(value, int | list | tuple):
-        with contextlib.suppress(Exception):  # what is not an array is refused below
+        with contextlib.suppress(Exception):  # anything else is refused below
             value = np.asarray(value)
     array = as_array(argument, value)
     if array is not value and not isinstance(array, Tracer):
-        array = np.asarray(value)  # in the dtype that it had before JAX made it narrower
+        array = np.asarray(value)  # in the dtype that it had before JAX narrowed it
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{argument}` must hold integers; got an array of dtype {array.dtype}.")
     return array
 
 
 def check_key(argument: str, key: Any) -> None:
-    """Refuses what is not a single random key of JAX, typed or raw."""
+    """Refuses anything but a single random key of JAX, typed or raw."""
     if isinstance(key, jax.Array | np.ndarray):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             batch = key.shape
@@ -76,8 +76,8 @@ def check_key(argument: str, key: Any) -> None:
             return
         if batch is not None:
             raise ValueError(
-                f"`{argument}` must be one random key; got a batch of the shape {batch}. Call the function by "
-                "`jax.vmap`, once for each key."
+                f"`{argument}` must be one random key; got a batch of the shape {batch}. Map the function over the "
+                "keys with `jax.vmap`."
             )
     raise TypeError(
         f"`{argument}` must be a random key of JAX's, such as `jax.random.key(0)` or, from an `nnx.Rngs`, "
@@ -86,14 +86,14 @@ def check_key(argument: str, key: Any) -> None:
 
 
 def check_input(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarray:
-    """Returns the input as an array; refuses what the layer cannot take."""
+    """Returns the input as an array; refuses one that the layer cannot take."""
     x = check_axes(x, config)
     config.output_length(x.shape[config.time_axis])  # refuses a length that gives no output
     return x
 
 
 def check_axes(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarray:
-    """Returns the input as an array, of whatever length; refuses one without time and channels."""
+    """Returns the input as an array of any length; refuses one without time and channels."""
     x = as_real("x", x)
     axes = "(*batch, length, channels)" if config.channel_axis == -1 else "(*batch, channels, length)"
     if len(x.shape) < 2:
@@ -104,7 +104,7 @@ def check_axes(x: Any, config: "SeparableConv1DConfig") -> jax.Array | np.ndarra
 
 
 def check_width(argument: str, dtype: Any) -> None:
-    """Refuses a dtype that JAX would make narrower."""
+    """Refuses a dtype that JAX would narrow."""
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"`{argument}` {dtype} needs jax.config.update('jax_enable_x64', True); got it off.")
 
@@ -112,9 +112,9 @@ def check_width(argument: str, dtype: Any) -> None:
 def check_params(
     params: Any, in_features: int | None, config: "SeparableConv1DConfig"
 ) -> dict[str, jax.Array | np.ndarray]:
-    """Returns the parameters of the layer as arrays; refuses what are not its parameters.
+    """Returns the parameters of the layer as arrays; refuses anything else.
 
-    Where `in_features` is `None`, the depthwise kernel says how many input channels there are.
+    If `in_features` is `None`, the depthwise kernel says how many input channels there are.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a dict of arrays; got {type(params).__name__}.")

@@ -1,4 +1,4 @@
-"""The windows of a 1-D convolution: which samples each reads, and how many fit.
+"""The windows of a 1-D convolution: which samples each one reads, and how many fit.
 
 Output sample `o` reads the padded input at `o * strides + k * dilation_rate` for `k < kernel_size`, so a
 window spans `(kernel_size - 1) * dilation_rate + 1` samples. Everything else here follows from that.
@@ -13,17 +13,17 @@ PADDINGS = ("valid", "same", "causal")
 
 
 def span(kernel_size: int, dilation_rate: int) -> int:
-    """Counts the samples from the first one that a window reads to the last, both included."""
+    """Counts the samples from the first to the last that a window reads, both included."""
     return (kernel_size - 1) * dilation_rate + 1
 
 
 def shortest(kernel_size: int, padding: str, dilation_rate: int) -> int:
-    """Returns the length of the shortest sequence that gives an output."""
+    """Returns the length of the shortest sequence with an output."""
     return span(kernel_size, dilation_rate) if padding == "valid" else 1
 
 
 def signed(lengths):
-    """Returns lengths in an integer type in which nothing wraps: signed, and at least 32 bits wide."""
+    """Returns lengths in an integer type where nothing wraps: signed, and at least 32 bits wide."""
     wide = np.int32 if lengths.dtype.itemsize < 4 else np.int64
     if lengths.dtype.kind == "i" and lengths.dtype.itemsize >= 4:
         return lengths
@@ -31,7 +31,7 @@ def signed(lengths):
 
 
 def output_length(length, kernel_size: int, strides: int, padding: str, dilation_rate: int):
-    """Counts the windows that fit; not positive where none does. `length` may be an array."""
+    """Counts the windows that fit; zero or negative where none does. `length` may be an array."""
     if padding == "valid":
         length = length - span(kernel_size, dilation_rate) + 1
     return (length + strides - 1) // strides
@@ -44,8 +44,8 @@ def padding_amounts(length, kernel_size: int, strides: int, padding: str, dilati
         return 0, 0
     if padding == "causal":
         return reach, 0
-    # "same": just what the last window lacks. At stride 1 that is `reach` at any length; at a larger stride
-    # it depends on the length, and the smaller half comes first (TensorFlow's rule).
+    # "same": just what the last window lacks. At stride 1 that is `reach` at any length. At larger strides it
+    # depends on the length, and the smaller half comes first (TensorFlow's rule).
     windows = output_length(length, kernel_size, strides, padding, dilation_rate)
     total = (windows - 1) * strides + reach + 1 - length
     total = total.clip(0) if hasattr(total, "clip") else max(total, 0)
@@ -67,13 +67,13 @@ class Window(NamedTuple):
 
     @classmethod
     def over(cls, length, *, kernel_size: int, strides: int, padding: str, dilation_rate: int) -> "Window":
-        """That of a layer's arguments over a sequence of `length` samples."""
+        """Makes the window of a layer's arguments over a sequence of `length` samples."""
         amounts = padding_amounts(length, kernel_size, strides, padding, dilation_rate)
         return cls(length, kernel_size, strides, dilation_rate, *amounts)
 
     @property
     def span(self) -> int:
-        """Samples from the first that a window reads to the last, both included."""
+        """Number of samples from the first to the last that a window reads, both included."""
         return span(self.kernel_size, self.dilation)
 
     @property
@@ -83,12 +83,12 @@ class Window(NamedTuple):
 
     @property
     def samples(self):
-        """Samples that are read, from the first to the last, those of the padding included."""
+        """Number of samples from the first to the last that are read, padding included."""
         return (self.output_length - 1) * self.strides + self.span
 
     @property
     def interior(self) -> tuple[int, int]:
-        """The first output that reads no padding, and the first after it that does."""
+        """The first output that reads no padding, and the next one that does."""
         first = min(max(0, -(-self.low // self.strides)), self.output_length)
         last = (self.length - self.span + self.low) // self.strides + 1
         return first, max(min(last, self.output_length), first)
@@ -100,13 +100,13 @@ class Window(NamedTuple):
         return 2 * (last - first) <= self.output_length
 
     def inside(self, t: int) -> tuple[int, int]:
-        """The first output whose tap `t` reads no padding, and the first after it that does; equal if there is none."""
+        """Returns the first output whose tap `t` reads no padding, and the next whose does; equal if there is none."""
         start = t * self.dilation - self.low
         first = min(max(-(start // self.strides), 0), self.output_length)
         stop = min(max(-(-(self.length - start) // self.strides), 0), self.output_length)
         return first, max(first, stop)
 
     def transposed(self) -> "Window":
-        """At stride 1, that of the input's gradient: over the cotangent, with the kernel reversed."""
+        """Returns the window of the input's gradient at stride 1: over the cotangent, with the kernel reversed."""
         reach = self.span - 1
         return self._replace(length=self.output_length, low=reach - self.low, high=reach - self.high)

@@ -1,6 +1,6 @@
 """Keras's activations: functions `x -> y` of the same dtype, most of them `jax.nn`'s own.
 
-Every name that Keras 3 and TF 2.0 know, with Keras's definition. Where the name hides a choice, it is:
+They are all names that Keras 3 and TF 2.0 know, with Keras's definitions. Where a name leaves a choice open, it is:
 
 | name | definition |
 | --- | --- |
@@ -10,10 +10,10 @@ Every name that Keras 3 and TF 2.0 know, with Keras's definition. Where the name
 | `hard_sigmoid` | `relu6(x + 3) / 6`; Keras 2's is `hard_sigmoid_keras2`, `clip(0.2 * x + 0.5, 0, 1)` |
 | `softmax`, `log_softmax`, `sparsemax`, `glu` | over the last axis; `glu` halves it |
 
-`hard_sigmoid` is the only name whose meaning differs between Keras 2 (the reference) and Keras 3. It has
-Keras 3's, and `get(..., keras2=True)`, for configs and files that Keras 2 wrote, gives the other.
+`hard_sigmoid` is the only name whose meaning differs between Keras 2 (the reference) and Keras 3. Here it has Keras
+3's meaning; `get(..., keras2=True)`, for configs and files that Keras 2 wrote, gives Keras 2's.
 
-Activation layers that Keras allows as an activation are here as `ReLU`, `LeakyReLU`, `ELU` and `Softmax`.
+The layers that Keras allows as activations are `ReLU`, `LeakyReLU`, `ELU` and `Softmax` here.
 """
 
 import abc
@@ -132,8 +132,8 @@ def relu(
 
 def leaky_relu(x: jax.Array, negative_slope: float = 0.2) -> jax.Array:
     """Returns `x` where positive, `negative_slope * x` elsewhere."""
-    # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. It
-    # matters: where a padded sequence meets a zero bias, what comes here is exactly zero.
+    # At zero the slope is the negative side's, as in TensorFlow; `jax.nn` takes the positive side's. This matters in
+    # padded sequences with a zero bias, where `x` is exactly zero.
     return jnp.where(x > 0, x, negative_slope * x)
 
 
@@ -145,7 +145,7 @@ def selu(x: jax.Array) -> jax.Array:
 
 
 def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
-    """Computes `x * Phi(x)`, with the standard normal distribution function exact or by its tanh approximation."""
+    """Computes `x * Phi(x)` with the standard normal distribution function, exact or in its tanh approximation."""
     return jax.nn.gelu(x, approximate=approximate)
 
 
@@ -199,7 +199,7 @@ def sparsemax(x: jax.Array, axis: int = -1) -> jax.Array:
     wide = jnp.moveaxis(widened(x), axis, -1)
     descending = jnp.sort(wide, axis=-1, descending=True)
     count = jnp.arange(1, wide.shape[-1] + 1, dtype=wide.dtype)
-    # The support is the longest run of largest entries that all stay above the threshold they imply.
+    # The support is the largest set of top entries that all stay above the threshold they imply.
     support = 1 + count * descending > jnp.cumsum(descending, axis=-1)
     size = jnp.sum(support, axis=-1, keepdims=True)
     tau = (jnp.sum(jnp.where(support, descending, 0), axis=-1, keepdims=True) - 1) / size
@@ -286,7 +286,7 @@ class Softmax(_Layer):
         return jax.nn.softmax(x, self.axis)
 
 
-# In Keras's words; of two names for one function, the first is what `serialize` writes.
+# Keras's names; where a function has two, `serialize` writes the first.
 _FUNCTIONS = {
     "celu": celu,
     "elu": elu,
@@ -365,7 +365,7 @@ def get(identifier: Any, *, argument: str = "activation", keras2: bool = False) 
             either, such a function or layer itself, any hashable callable `x -> y` (kept as it is), or
             `None`.
         argument: what messages call it.
-        keras2: whether `"hard_sigmoid"` is meant as Keras 2 means it. Its own objects always are.
+        keras2: whether `"hard_sigmoid"` has Keras 2's meaning. For Keras 2's own objects it always has.
 
     Returns:
         A hashable callable; `linear` for `None`.
@@ -413,7 +413,7 @@ def serialize(activation: Any, *, argument: str = "activation") -> str | dict[st
 
 
 def is_own(activation: Any) -> bool:
-    """Whether this is a function or layer of this module that Keras has too; all of these but `glu` keep the shape.
+    """Returns whether this is a function or layer of this module that Keras has too. All but `glu` keep the shape.
 
     Args:
         activation: what `get` returns.
@@ -429,9 +429,9 @@ def mixes(activation: Any, axis: int, ndim: int) -> bool:
     """Returns whether an activation mixes along an axis: an output there depends on several inputs.
 
     Args:
-        activation: what `get` returns. A function of a caller's own is taken to look at one entry at a time.
-        axis: counted from the end, as in -2.
-        ndim: rank of the array that the activation is to be applied to.
+        activation: what `get` returns. A caller's own function is assumed to look at one entry at a time.
+        axis: the axis, counted from the end, such as -2.
+        ndim: rank of the array that the activation is applied to.
 
     Example:
         >>> mixes(softmax, -1, 3), mixes(softmax, -2, 3), mixes(relu, -1, 3)

@@ -59,8 +59,8 @@ class Weight(NamedTuple):
 class SeparableConv1DConfig:
     """Holds every argument of `tf.keras.layers.SeparableConv1D`, in Keras's order and with its defaults.
 
-    A config is immutable and hashable, and two configs made from equal arguments are equal, so one may be a
-    static argument of `jax.jit`. Whatever can be wrong with a layer is refused when its config is made.
+    A config is immutable and hashable, and configs made from equal arguments are equal, so a config can be a static
+    argument of `jax.jit`. Whatever can be wrong with a layer is refused when its config is made.
 
     Args:
         filters: number of output channels.
@@ -88,13 +88,13 @@ class SeparableConv1DConfig:
             `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
-        name: a name of the layer, for `get_config`; nothing is computed from it.
+        name: the layer's name, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
         precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
-            mostly compute the depthwise step, always work in full precision.
-        preferred_element_type: dtype of the output, as in Flax's layers. Of a float16 or bfloat16 layer, float32 keeps
-            the sums, to which bias and activation are applied in float32; `None` rounds them to `dtype`.
+            usually compute the depthwise step, always work in full precision.
+        preferred_element_type: dtype of the output, as in Flax's layers. With float32, a float16 or bfloat16 layer
+            keeps its float32 sums and applies the activation to them; `None` rounds the sums to `dtype` before.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
 
@@ -233,7 +233,7 @@ class SeparableConv1DConfig:
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """Kernel size, strides, padding and dilation rate, as the functions of this library name them."""
+        """Kernel size, strides, padding and dilation rate, by the names of the library's arguments."""
         return {k: getattr(self, k) for k in ("kernel_size", "strides", "padding", "dilation_rate")}
 
     @property
@@ -248,9 +248,9 @@ class SeparableConv1DConfig:
 
     @property
     def latency(self) -> int:
-        """How many samples the outputs of a stream come late: what a window of `"same"` reads after its own sample.
+        """The number of samples by which a stream's outputs are late: those that a window reads after its own sample.
 
-        It is 0 for `"causal"` and `"valid"`. A stream of `"same"` with strides does not exist, and raises.
+        It is 0 for `"causal"` and `"valid"`. A layer of `"same"` with strides cannot be streamed, and raises.
 
         Example:
             >>> import flax_sepconv as fsc
@@ -259,8 +259,8 @@ class SeparableConv1DConfig:
         """
         if self.padding == "same" and self.strides != 1:
             raise ValueError(
-                f"a stream of padding='same' must have strides=1, since where windows are depends on the length of the "
-                f"sequence; got strides={self.strides}. Use padding='causal' or 'valid'."
+                f"a stream of padding='same' must have strides=1, since otherwise the place of windows depends on the "
+                f"length of the sequence; got strides={self.strides}. Use padding='causal' or 'valid'."
             )
         return _window.padding_amounts(1, **self.geometry)[1]
 
@@ -273,14 +273,14 @@ class SeparableConv1DConfig:
     @overload
     def output_position(self, position: np.ndarray | Sequence[int]) -> np.ndarray: ...
     def output_position(self, position: Any) -> Any:
-        """Position of a chunk's outputs in their sequence: the `position` of the next layer's chunk in a stream.
+        """Computes the position of a chunk's outputs in their sequence: in a stream, the next layer's `position`.
 
         Args:
-            position: number of the chunk's first sample in its sequence, negative before the first; an integer,
-                integers in an array or a list, or `None` for unknown.
+            position: the number of the chunk's first sample in its sequence, negative before the sequence begins; an
+                integer, integers in an array or a list, or `None` for unknown.
 
         Returns:
-            `(position - latency) / strides`, rounded down, as the same kind as came; an array for a list.
+            `(position - latency) / strides`, rounded down, of the kind that was given; an array for a list.
 
         Raises:
             ValueError: the layer cannot be streamed (see `latency`).
@@ -315,10 +315,10 @@ class SeparableConv1DConfig:
                 unknown.
 
         Returns:
-            The same kind as came, an array for a list. Lengths in an array that give no output give 0.
+            A length of the kind that was given; an array for a list. In an array, lengths without an output give 0.
 
         Raises:
-            ValueError: an integer `length` that gives no output, or a symbolic one of which too little is known.
+            ValueError: an integer `length` without an output, or a symbolic one about which too little is known.
             TypeError: `length` is not an integer.
 
         Example:
@@ -352,17 +352,17 @@ class SeparableConv1DConfig:
     @overload
     def output_segment_ids(self, segment_ids: np.ndarray | Sequence[Any]) -> np.ndarray: ...
     def output_segment_ids(self, segment_ids: Any) -> Any:
-        """Returns the segment ids of the output, which are those of the next layer's input.
+        """Returns the segment ids of the output, which the next layer takes.
 
         Args:
             segment_ids: integers `(*batch, length)`, as `separable_conv1d` takes them.
 
         Returns:
-            Ids `(*batch, output_length)`: the same for `padding="same"` and `"causal"`. For `"valid"`, that of the
-            run which the window from there on is within, or 0 where it is within none.
+            Ids `(*batch, output_length)`: the same ids for `padding="same"` and `"causal"`; for `"valid"`, the id of
+            the run that the output's window lies in, or 0 if it does not lie in a single run.
 
         Raises:
-            ValueError: a layer with strides, or a length that gives no output.
+            ValueError: a layer with strides, or a length without an output.
             TypeError: `segment_ids` are not integers.
 
         Example:
@@ -395,8 +395,8 @@ class SeparableConv1DConfig:
             A tuple, with `None` where a size follows from an unknown one.
 
         Raises:
-            ValueError: fewer than two sizes, no channels, a length that gives no output, or an activation of your own
-                that cannot be traced.
+            ValueError: fewer than two sizes, no channels, a length without an output, or an activation of your own that
+                cannot be traced.
             TypeError: `input_shape` is not a sequence of sizes.
         """
         shape = list(_arguments.sizes("input_shape", input_shape))
@@ -411,12 +411,12 @@ class SeparableConv1DConfig:
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras 3's `layer.get_config()` gives, ready for `json.dumps`.
 
-        `precision`, `preferred_element_type` and `implementation` say how to compute, not what, and have no place in
-        it. Sizes are one-element tuples as in Keras; a `name` of `None` lets Keras choose one.
+        It leaves out `precision`, `preferred_element_type` and `implementation`, which Keras does not have. Sizes are
+        one-element tuples as in Keras; a `name` of `None` lets Keras choose one.
 
         Returns:
             A dict from which `keras.layers.SeparableConv1D.from_config` makes the same layer. Keras 3 itself
-            refuses `padding="causal"` in this layer, Keras 2 takes it.
+            refuses `padding="causal"` in this layer; Keras 2 accepts it.
 
         Raises:
             ValueError: an argument is a callable that Keras has no name for, or the dtypes fit no Keras policy.
@@ -425,17 +425,17 @@ class SeparableConv1DConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SeparableConv1DConfig:
-        """Makes the config of a layer from what its `get_config()` gave, in Keras 3, Keras 2 or TF 2.x.
+        """Makes the config of a layer from the result of its `get_config()` in Keras 3, Keras 2 or TF 2.x.
 
         Args:
-            config: a mapping. Sizes may be integers or lists, `dtype` a name or a policy's config. Keras 2's
+            config: a mapping. Sizes may be integers or lists, and `dtype` a name or a policy's config. Keras 2's
                 `kernel_*` entries and `groups`, which this layer does not use, are left out; its
                 `"hard_sigmoid"` keeps Keras 2's meaning. The policy `"float32"` becomes `dtype=None`, which
                 differs from it for float64 input only; the other policies set `dtype` and `param_dtype`.
 
         Raises:
             ValueError: an unknown entry, or one that the config itself refuses.
-            TypeError: not a mapping, or an entry of a wrong type.
+            TypeError: `config` is not a mapping, or an entry has a wrong type.
 
         Example:
             >>> import flax_sepconv as fsc
@@ -449,11 +449,11 @@ class SeparableConv1DConfig:
 def arguments_of(
     config: SeparableConv1DConfig | Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the arguments of the layer that a config, or Keras's form of one, describes, by name.
+    """Returns the arguments, by name, of the layer that a config or Keras's form of one describes.
 
     Args:
         config: the config.
-        overrides: arguments that replace the config's; what Keras's form has of these may be anything.
+        overrides: arguments that replace the config's; Keras's entries for them may be anything.
     """
     if isinstance(config, Mapping):
         replaced = {name: None for name in overrides if name in _arguments.IDENTIFIERS and name in config}
@@ -464,7 +464,7 @@ def arguments_of(
 
 
 def check_config(config: object, argument: str = "config") -> None:
-    """Refuses what is not a config."""
+    """Refuses anything but a config."""
     if isinstance(config, Tracer):
         raise TypeError(
             f"`{argument}` is static, and a jitted function got it as an array. Name it in "
@@ -484,13 +484,13 @@ def short_repr(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, A
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    """Returns the value that the config keeps for each argument that may be left out."""
+    """Returns the normalized default of each optional argument."""
     config = SeparableConv1DConfig(filters=1, kernel_size=1)
     return {k: v for k, v in vars(config).items() if k not in ("filters", "kernel_size")}
 
 
 def _key(config: Any) -> tuple[Any, ...]:
-    """Returns what makes two configs equal. A NumPy dtype is its name here: that of float64 equals `None`."""
+    """Returns the key by which configs are compared. A dtype is its name there, since NumPy's float64 equals `None`."""
     values = (getattr(config, f.name) for f in dataclasses.fields(config))
     return tuple(value.name if isinstance(value, np.dtype) else value for value in values)
 

@@ -1,4 +1,4 @@
-"""Keras's weight constraints: projections `w -> w` of the same shape and dtype, for after an update.
+"""Keras's weight constraints: projections `w -> w` to apply after an update, with the same shape and dtype.
 
 | name | projection |
 | --- | --- |
@@ -7,8 +7,8 @@
 | `"unit_norm"`, `UnitNorm(axis=0)` | norms along `axis` are 1 |
 | `"min_max_norm"`, `MinMaxNorm(min_value=0.0, max_value=1.0, rate=1.0, axis=0)` | norms are in between |
 
-A norm is that of all entries along `axis`: an integer, several integers, or `None` for the whole array. The default
-is Keras's. What it means for the weights of this layer:
+A norm is taken over all entries along `axis`: an integer, several integers, or `None` for the whole array. The
+default, axis 0, is Keras's. For the weights of this layer it means:
 
 | weight | shape | along axis 0 | norm of each filter |
 | --- | --- | --- | --- |
@@ -143,7 +143,7 @@ class MinMaxNorm(Constraint):
     Args:
         min_value: the smallest norm, at least 0.
         max_value: the largest norm, at least `min_value`.
-        rate: how much of the way each projection goes, from 0 to 1, which is all of it.
+        rate: how far each projection moves, from 0 (not at all) to 1 (all the way).
         axis: the axes along which norms are taken: an integer, several, or `None` for all. For the norm of each
             filter of a pointwise kernel, `MinMaxNorm(axis=1)`.
 
@@ -177,9 +177,7 @@ non_neg = NonNeg
 unit_norm = UnitNorm
 min_max_norm = MinMaxNorm
 
-_RADIAL = (
-    "it needs weights of rank 4, those of a two-dimensional convolution; this layer's have rank 3 and 1."
-)
+_RADIAL = "it needs weights of rank 4, as two-dimensional convolutions have; this layer's have rank 3 and 1."
 _BASE = "it is Keras's base class and does nothing. Use None for no constraint."
 
 _CLASSES = (MaxNorm, NonNeg, UnitNorm, MinMaxNorm)
@@ -238,7 +236,7 @@ def serialize(constraint: Any, *, argument: str = "constraint") -> dict[str, Any
 
 
 def _norms(w: jax.Array, axis: Any) -> jax.Array:
-    """Computes Euclidean norms along `axis`, which is kept with size 1."""
+    """Computes Euclidean norms along `axis`, and keeps that axis with size 1."""
     check_axes(axis, jnp.ndim(w))
     return jnp.sqrt(jnp.sum(jnp.square(widened(w)), axis=axis, keepdims=True))
 

@@ -40,25 +40,25 @@ def separable_conv1d(
         x: `(*batch, length, in_features)`, or `(*batch, in_features, length)` for channels_first, with any
             number of batch axes, none included.
         config: the layer's arguments; static under `jax.jit`.
-        lengths: integers `(*batch,)`: how many samples of each sequence there are. What stands in `x` beyond them
-            reaches no output and gets no gradient, even where it is not a number. Lengths below 0 count as 0, and
-            those above that of `x` as that of `x`. With `None`, every sequence is as long as `x`.
+        lengths: integers `(*batch,)`: the number of samples in each sequence. Values of `x` beyond it reach no output
+            and get no gradient, even if they are NaN. Lengths are clipped to between 0 and the length of `x`. With
+            `None`, every sequence is as long as `x`.
         segment_ids: integers `(*batch, length)`: each run of one id in a row is a sequence by itself, and 0 is padding,
-            of which nothing is read or differentiated. `mask.astype(int)` is for padding on the left. At stride 1,
-            instead of `lengths`.
+            which is neither read nor differentiated. For padding on the left, pass `mask.astype(int)`. Only at stride
+            1, and not together with `lengths`.
 
     Returns:
-        `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, where
-        that is `None`, in the common dtype of `x` and `params`, unless `config.preferred_element_type` names
-        another. With `lengths`, each sequence gives what it would give alone, cut to its length, and zeros from
-        `config.output_length(lengths)` on. With `segment_ids`, each run gives what it would give alone, from where it
-        starts, and zeros are where `config.output_segment_ids` is 0.
+        `(*batch, output_length, filters)`, or `(*batch, filters, output_length)`, in `config.dtype` or, if that is
+        `None`, in the common dtype of `x` and `params`, unless `config.preferred_element_type` names another. With
+        `lengths`, each sequence gives what it would give alone, cut to its length, and zeros from
+        `config.output_length(lengths)` on. With `segment_ids`, each run gives, from its start on, what it would give
+        alone, and outputs are zero where `config.output_segment_ids` is 0.
 
     Raises:
-        ValueError: parameters missing, unknown or mis-shaped, an input of rank below 2 or with other
-            channels than the parameters', an output that would be empty, `lengths` or `segment_ids` of another shape,
-            both of them, ids with strides, or either with an activation that works along time, such as softmax in
-            channels_first; a `dtype` of float64 while JAX's 64-bit mode is off.
+        ValueError: parameters are missing, unknown or of a wrong shape; the input has a rank below 2 or other channels
+            than the parameters; the output would be empty; `lengths` or `segment_ids` have another shape, are both
+            given, or come with an activation that works along time, such as softmax in channels_first; `segment_ids`
+            come with strides; or `dtype` is float64 while JAX's 64-bit mode is off.
         TypeError: `params` is not a mapping of arrays of real numbers, `config` not a config, `x` not an array of
             real numbers, or `lengths` or `segment_ids` not integers.
 
@@ -85,7 +85,7 @@ def separable_conv1d(
     bias = jnp.asarray(params["bias"], wide(dtype)) if config.use_bias else None
     y = _kernels.separable(_one_batch_axis(part.x), depthwise_kernel, pointwise_kernel, bias, **_step(part))
     y = y.reshape(*x.shape[:-2], *y.shape[-2:]).astype(out_dtype)
-    # Both before and after: an activation may have no derivative where the padding is, and a zero that is not zero.
+    # Masked before and after: an activation may have no derivative in the padding, and may map zero to another value.
     return part.masked(_callables.activated(config, part.masked(y)))
 
 
@@ -149,8 +149,8 @@ def depthwise_conv1d(
         data_format: `"channels_last"` or `"channels_first"`.
         precision: as in `SeparableConv1DConfig`.
         implementation: `"taps"`, `"fourier"` or `"lax"`, the definition; `None` lets the library choose.
-        lengths: how many samples of each sequence there are, as in `separable_conv1d`.
-        segment_ids: which sequence each sample of packed rows is of, likewise.
+        lengths: the number of samples in each sequence, as in `separable_conv1d`.
+        segment_ids: the sequence of each sample in packed rows, as there.
 
     Returns:
         `(*batch, output_length, channels * depth_multiplier)`, or with the last two exchanged for
@@ -158,8 +158,8 @@ def depthwise_conv1d(
         `c * depth_multiplier + m`. float16 and bfloat16 accumulate in float32.
 
     Raises:
-        ValueError: a refused argument, channels that differ, or an output that would be empty.
-        TypeError: an argument of a refused type.
+        ValueError: a value is refused, `x` and `kernel` have different channels, or the output would be empty.
+        TypeError: an argument has a refused type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -173,7 +173,7 @@ def depthwise_conv1d(
         raise ValueError(
             f"`kernel` must be (kernel_size, channels, depth_multiplier), none of them 0; got the shape {kernel.shape}."
         )
-    # A config of as many filters as there are outputs: the layer's rules, stated once.
+    # A config with as many filters as outputs, so that the layer's rules are stated once.
     size, channels, multiplier = kernel.shape
     config = SeparableConv1DConfig(
         channels * multiplier,
@@ -201,8 +201,8 @@ def depthwise_conv1d(
 
 
 def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax.Array:
-    """Returns what an initializer returned, in `param_dtype`; refuses what it should not be."""
-    with contextlib.suppress(TypeError, ValueError):  # what is not an array is refused below
+    """Returns an initializer's result in `param_dtype`; refuses a wrong one."""
+    with contextlib.suppress(TypeError, ValueError):  # anything but an array is refused below
         value = jnp.asarray(value)
         value = value.astype(config.param_dtype) if value.dtype == bool else value
     _callables.check_result(weight.argument("initializer"), value, weight.shape)
@@ -210,7 +210,7 @@ def as_initial(value: Any, weight: Weight, config: SeparableConv1DConfig) -> jax
 
 
 def _common_dtype(*arrays):
-    """Returns the dtype for `dtype=None` by Flax's rule: the common one, made floating."""
+    """Returns the dtype for `dtype=None` by Flax's rule: the arrays' common dtype, made floating."""
     dtype = jnp.result_type(*arrays)
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide(dtype)
 
@@ -220,7 +220,7 @@ def _one_batch_axis(x) -> jax.Array:
 
 
 def _step(part: _ragged.Sequences) -> dict[str, Any]:
-    """Returns what the arithmetic must know of a layer besides its arrays."""
+    """Returns the arguments of the kernels other than arrays."""
     config = part.config
     return {
         "window": Window.over(part.x.shape[config.time_axis], **config.geometry),

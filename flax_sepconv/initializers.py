@@ -2,19 +2,19 @@
 
 | name | values |
 | --- | --- |
-| `Zeros`, `Ones`, `Constant(value)` | the same everywhere, or those of an array |
+| `Zeros`, `Ones`, `Constant(value)` | one value everywhere, or the values of an array |
 | `RandomNormal`, `RandomUniform`, `TruncatedNormal` | a fixed distribution; truncation is at 2 deviations |
 | `VarianceScaling`, `Glorot*`, `He*`, `Lecun*` | zero mean, variance `scale / n`, `n` a fan or their mean |
-| `Orthogonal` | orthonormal columns, or rows, of the array as a matrix of its last axis |
-| `Identity` | a matrix; no weight of this layer is one |
+| `Orthogonal` | orthonormal columns, or rows, of the array as a matrix with its last axis as columns |
+| `Identity` | an identity matrix, which no weight of this layer can be |
 | `STFT` | the real or imaginary part of windowed Fourier atoms; for one input channel |
 
 Every class has Keras's lower-case name as well. The fans of a kernel `(*window, in, out)` are `in` and `out`
-times the window's size; those of a bias are its length.
+times the window's size; the fans of a bias are its length.
 
 A `seed` makes an initializer deterministic, as in Keras: it gives the same values at each call, drawn from
-`jax.random.key(seed % 2**32)` instead of from the key it is called with. The values are JAX's, not Keras's,
-and equal to those in distribution. Half-precision arrays are drawn in float32 and rounded once.
+`jax.random.key(seed % 2**32)` instead of the key that it is called with. The values are JAX's, not Keras's, but they
+have the same distribution. Half-precision arrays are drawn in float32 and rounded once.
 """
 
 import abc
@@ -95,7 +95,7 @@ class Initializer(KerasObject):
         """Returns an array of initial values.
 
         Args:
-            key: a JAX key, which initializers that draw nothing or have a seed of their own ignore.
+            key: a JAX key. Initializers that draw nothing or have their own seed ignore it.
             shape: the array's.
             dtype: the array's.
 
@@ -121,14 +121,14 @@ def _seed(name: str, value: Any) -> int | None:
     if class_name == "SeedGenerator":
         raise ValueError(
             f"`{name}` must be an integer or None; got a SeedGenerator, whose state this library does not "
-            "keep. Use its integer seed, or None and the key that the parameters are made from."
+            "keep. Use its integer seed, or None and the key that the parameters are drawn with."
         )
     return None if value is None else integer(name, value)
 
 
 def _distribution(name: str, value: Any) -> str:
     lowered = value.lower() if isinstance(value, str) else value
-    if lowered == "normal":  # TF 1's name of it
+    if lowered == "normal":  # TF 1's name for it
         return "truncated_normal"
     return one_of("truncated_normal", "untruncated_normal", "uniform")(name, lowered)
 
@@ -168,7 +168,7 @@ class Constant(Initializer):
     """Returns one number everywhere, or given values.
 
     Args:
-        value: a number, or an array (or nested sequence) of them that has the shape or broadcasts to it.
+        value: a number, or an array or nested sequence of numbers that has the shape or broadcasts to it.
 
     Example:
         >>> print(Constant([1.0, 2.0])(None, (3, 2)))
@@ -180,7 +180,7 @@ class Constant(Initializer):
     value: Annotated[Any, values] = 0.0
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Refuses a shape that the values do not have, neither in number nor by broadcasting."""
+        """Refuses a shape that the values neither fill nor broadcast to."""
         given = np.shape(self.value)
         known = math.prod(size for size in shape if size is not None)
         # As in TF 2.0, which only counts.
@@ -227,10 +227,10 @@ class Identity(Initializer):
 
 @dataclass(frozen=True, repr=False)
 class STFT(Initializer):
-    """Returns windowed Fourier atoms, with which a short-time Fourier transform correlates.
+    """Returns the windowed Fourier atoms of a short-time Fourier transform.
 
-    Makes kernels `(times, 1, frequencies)`, which in a `SeparableConv1D` is the depthwise kernel of a single
-    input channel.
+    They are a kernel `(times, 1, frequencies)`: in a `SeparableConv1D`, the depthwise kernel for a single input
+    channel.
 
     Args:
         side: `"real"` (cosines) or `"imag"` (sines).
@@ -245,7 +245,7 @@ class STFT(Initializer):
     periodic: Annotated[bool, one_of(False, True)] = False
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Refuses a shape of several channels, of one frequency, or of other times than the window's."""
+        """Refuses a shape with several channels, with one frequency, or with other times than the window has."""
         _stft.check_shape(shape, self.window, self.periodic)
 
     def _values(self, key, shape, dtype):
@@ -280,7 +280,7 @@ class TruncatedNormal(Initializer):
 
     Args:
         mean: its mean.
-        stddev: its standard deviation before truncation, at least 0; it is 0.88 times that after.
+        stddev: its standard deviation before truncation, at least 0; after truncation it is 0.88 times that.
         seed: an integer for the same values at each call, or `None`.
     """
 
@@ -341,7 +341,7 @@ class _FanScaled(Initializer):
                 return math.sqrt(3) * stddev * jax.random.uniform(key, shape, dtype, -1)
             case "untruncated_normal":
                 return stddev * jax.random.normal(key, shape, dtype)
-        # What the truncation at two standard deviations leaves of the standard deviation.
+        # The factor by which truncation at two standard deviations reduces the standard deviation.
         return stddev / 0.87962566103423978 * jax.random.truncated_normal(key, -2, 2, shape, dtype)
 
     def _fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -384,7 +384,7 @@ class VarianceScaling(_FanScaled):
 
 @dataclass(frozen=True, repr=False)
 class _NamedScaling(_FanScaled):
-    """Fixes the scale, the mode and the distribution of a `VarianceScaling`; the arguments are its last."""
+    """Fixes the scale, the mode and the distribution of a `VarianceScaling`, and takes its other arguments."""
 
     seed: Seed = None
     input_axes: FanAxes = None
@@ -441,16 +441,16 @@ class LecunNormal(_NamedScaling):
 
 @dataclass(frozen=True, repr=False)
 class Orthogonal(Initializer):
-    """Draws a random matrix with orthonormal columns, or rows where those are fewer, times `gain`.
+    """Draws a random matrix with orthonormal columns, or orthonormal rows if it has fewer rows, times `gain`.
 
-    The matrix is the array with all axes but the last made one.
+    The matrix is the array with all axes but the last merged into one.
 
     Args:
         gain: factor of the result.
         seed: an integer for the same values at each call, or `None`.
 
     Raises:
-        ValueError: when called with a shape of fewer than two axes, such as a bias's.
+        ValueError: when called with a shape of fewer than two axes, such as that of a bias.
     """
 
     gain: Number = 1.0
@@ -496,12 +496,12 @@ _FAMILY = Family(
     classes=_CLASSES,
     called_with=("key", "shape", "dtype"),
     makers=_NAMES,
-    # The early TensorFlow 2 told its classes from version 1's by a suffix.
+    # Early versions of TensorFlow 2 marked their classes by a suffix.
     aliases={f"{name}V2": initializer for name, initializer in _NAMES.items()}
     | {"zero": Zeros, "one": Ones, "normal": RandomNormal, "uniform": RandomUniform}
     | {"IdentityInitializer": Identity, "STFTInitializer": STFT, "OrthogonalInitializer": Orthogonal},
     refused={"Initializer": _BASE, "initializer": _BASE},
-    ignored=frozenset({"dtype"}),  # TF 2.0's, which the layer's own replaces
+    ignored=frozenset({"dtype"}),  # an entry of TF 2.0; the layer's own dtype replaces it
 )
 
 

@@ -30,7 +30,7 @@ __all__ = ["SeparableConv1D", "SeparableConvolution1D"]
 
 
 class _NamesUnknown:
-    """Makes the constructor that Linen generates for a module refuse unknown keywords with the nearest known one."""
+    """Makes the constructor that Linen generates refuse unknown keywords, naming the nearest known one."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,17 +40,17 @@ class _NamesUnknown:
 class SeparableConv1D(_NamesUnknown, nn.Module):
     """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as a Linen module.
 
-    Takes the arguments of `SeparableConv1DConfig`, in the same order, which is Keras's. Its parameters are those
-    of `separable_conv1d`, by the same names.
+    It takes the arguments of `SeparableConv1DConfig` in Keras's order. Its parameters have the names and shapes that
+    `separable_conv1d` takes.
 
     With `decode=True` the layer takes a sequence chunk by chunk, as `stream_step` does, and keeps the state in the
-    collection `cache`: make that mutable, and give each call the `cache` that the one before returned. A call without
-    one starts a new stream; `init` makes the state before the first chunk, `cache["inputs"]` of the layer. The cache is
-    that of one place in a model: a layer that is called in several places of it cannot stream.
+    collection `cache`. Make `cache` mutable, and pass each call the `cache` that the previous one returned. A call
+    without one starts a new stream; `init` makes the state before the first chunk, the layer's `cache["inputs"]`. A
+    cache belongs to one place in a model, so a layer that a model calls in several places cannot stream.
 
-    When the collection `losses` is mutable, a call stores there what Keras's `layer.losses` would hold: the term
-    of each regularized weight, once however often the layer is called, and the term of the output, once a call.
-    Nothing is computed for it otherwise, nor by `init`.
+    If the collection `losses` is mutable, a call stores in it what Keras's `layer.losses` would hold: one term for each
+    regularized weight, however often the layer is called, and one term for the output of each call. Otherwise, and in
+    `init`, these terms are not computed.
 
     Args:
         filters: number of output channels.
@@ -78,21 +78,21 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
             `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
-        name: a name of the layer, for `get_config`; nothing is computed from it.
+        name: the layer's name, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
         precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
-            mostly compute the depthwise step, always work in full precision.
-        preferred_element_type: dtype of the output, as in Flax's layers. Of a float16 or bfloat16 layer, float32 keeps
-            the sums, to which bias and activation are applied in float32; `None` rounds them to `dtype`.
+            usually compute the depthwise step, always work in full precision.
+        preferred_element_type: dtype of the output, as in Flax's layers. With float32, a float16 or bfloat16 layer
+            keeps its float32 sums and applies the activation to them; `None` rounds the sums to `dtype` before.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
         decode: whether to stream.
 
     Raises:
-        ValueError: on construction, whatever `SeparableConv1DConfig` refuses, and `decode` of a layer that cannot
-            be streamed.
-        TypeError: what `SeparableConv1DConfig` refuses.
+        ValueError: on construction, for whatever `SeparableConv1DConfig` refuses, and for `decode=True` in a layer that
+            cannot be streamed.
+        TypeError: for what `SeparableConv1DConfig` refuses.
 
     Example:
         >>> import jax
@@ -142,7 +142,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
 
     @property
     def config(self) -> SeparableConv1DConfig:
-        """The layer's arguments as a config, under the module's name."""
+        """The layer's arguments as a config with the module's name."""
         names = inspect.signature(SeparableConv1DConfig).parameters
         return SeparableConv1DConfig(**{name: getattr(self, name) for name in names})
 
@@ -155,7 +155,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
             **overrides: arguments of the layer that replace the config's.
 
         Returns:
-            The module, under the config's `name` unless that is overridden.
+            The module, with the config's `name` unless that is overridden.
 
         Raises:
             ValueError: what `SeparableConv1DConfig` refuses.
@@ -186,11 +186,11 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         segment_ids: ArrayLike | Sequence[Any] | None = None,
         position: ArrayLike | Sequence[int] | None = None,
     ) -> jax.Array:
-        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
+        """Applies the layer to `(*batch, length, in_features)`, or to channels_first if its config says so.
 
-        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
-        `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
-        With `decode=True`, `x` is the next chunk of a stream; `position` and `lengths` are those of `stream_step`.
+        `lengths` `(*batch,)` and `segment_ids` `(*batch, length)` are for padded and packed sequences, as in
+        `separable_conv1d`. With `decode=True`, `x` is the next chunk of a stream, and `position` and `lengths` are
+        those of `stream_step`.
         """
         config = self.config
         check_width("param_dtype", config.param_dtype)
@@ -214,7 +214,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
         of_stream = x.shape[:-2], x.shape[config.channel_axis], x.dtype
         if not (self.is_mutable_collection("cache") or self.is_initializing()):
             raise ValueError(
-                "with decode=True the collection 'cache' must be mutable, for it keeps the state of the stream: "
+                "with decode=True the collection 'cache' must be mutable, because it keeps the state of the stream: "
                 "`y, cache = model.apply({'params': params, **cache}, x, mutable=['cache'])`."
             )
         cache = self.variable("cache", "inputs", init_stream, config, *of_stream)
@@ -225,10 +225,10 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
 
 
 SeparableConvolution1D = SeparableConv1D
-"""Keras's other name of the layer."""
+"""Keras's other name for the layer."""
 
 
 def _draw(weight: Weight, config: SeparableConv1DConfig, key: jax.Array) -> Any:
-    """Draws a weight, in whatever box its initializer puts it."""
+    """Draws a weight, in the box that its initializer returns, if any."""
     drawn = _callables.drawn(weight, key, config)
     return jax.tree.map(lambda value: as_initial(value, weight, config), drawn)

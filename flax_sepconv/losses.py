@@ -1,6 +1,6 @@
-"""The loss terms of a model: what its regularizers add to the data loss, as functions of arrays.
+"""The loss terms of a model, which its regularizers add to the data loss, as functions of arrays.
 
-Keras collects these in `layer.losses` behind the user's back; here they are added by hand:
+Keras collects these terms in `layer.losses`; here they are added explicitly:
 
     loss = data_loss + fsc.regularization_loss(params, configs) + fsc.activity_loss(y, config)
 """
@@ -29,11 +29,11 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
         configs: one config, or the mapping that `layer_configs` returns.
 
     Returns:
-        A scalar, in float32 or wider: every `*_regularizer` applied to its weight, for each layer of a stack
-        by itself. Layers with `trainable=False` add nothing.
+        A scalar, in float32 or wider: the sum of every `*_regularizer` applied to its weight, and to each layer of a
+        stack by itself. Layers with `trainable=False` add nothing.
 
     Raises:
-        ValueError: `params` lacks a layer of `configs`, or a weight has another shape than it would have there.
+        ValueError: `params` lacks a layer of `configs`, or a weight does not have its layer's shape.
         TypeError: a weight is not an array of real numbers, or `configs` neither a config nor a mapping of them.
 
     Example:
@@ -55,18 +55,18 @@ def regularization_loss(params: Any, configs: Configs) -> jax.Array:
 
 
 def activity_loss(y: ArrayLike, config: SeparableConv1DConfig) -> jax.Array:
-    """Computes the term of the layer's output: `activity_regularizer(y)` over the number of sequences in the batch.
+    """Computes the output's loss term: `activity_regularizer(y)`, divided by the number of sequences in the batch.
 
     Args:
-        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. Where it was made with
-            `lengths`, its zeros beyond them add what the regularizer makes of a zero.
+        y: the layer's output, `(*batch, length, filters)` or `(*batch, filters, length)`. If it was computed with
+            `lengths`, the regularizer sees the zeros beyond them too.
         config: the layer's arguments.
 
     Returns:
         A scalar, in float32 or wider; 0 without `activity_regularizer`.
 
     Raises:
-        ValueError: `y` has less than two axes.
+        ValueError: `y` has fewer than two axes.
         TypeError: `y` is not an array of real numbers, or `config` not one layer's config.
 
     Example:
@@ -94,12 +94,12 @@ def store_losses(
 
     Args:
         sow: Flax's `Module.sow` without its first argument: `sow(name, term, reduce_fn, init_fn)`. A weight's term is
-            stored under the weight's name, in the place of one that is there; the output's is added to `"activity"`.
+            stored under the weight's name and replaces an earlier one; the output's term is added to `"activity"`.
         params: the layer's parameters.
         y: the layer's output.
         config: the layer's arguments.
     """
-    for weight in config.weights(in_features=1):  # their names do not depend on it
+    for weight in config.weights(in_features=1):  # names do not depend on the number of channels
         if config.trainable and weight.regularizer is not None:
             term = penalty(weight.argument("regularizer"), weight.regularizer, params[weight.name])
             sow(weight.name, term, lambda _, new: new, lambda: None)

@@ -2,8 +2,8 @@
 
     layer = fsc.nnx.SeparableConv1D(12, 64, 3, activation="relu", rngs=nnx.Rngs(0))
 
-The module holds parameters and calls `separable_conv1d`; no arithmetic lives here. `flax.nnx` is imported with this
-module, which `fsc.nnx` does when it is first asked for.
+The module holds parameters and calls `separable_conv1d`; no arithmetic lives here. The first use of `fsc.nnx` imports
+this module and, with it, `flax.nnx`.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ __all__ = ["Loss", "SeparableConv1D", "SeparableConvolution1D", "layer_configs"]
 
 
 class Loss(nnx.Intermediate[Any]):
-    """Holds a loss term of a layer, as `nnx.capture(model, fsc.nnx.Loss)` collects them."""
+    """Holds a loss term of a layer, for `nnx.capture(model, fsc.nnx.Loss)` to collect."""
 
 
 class SeparableConv1D(nnx.Module):
     """Applies a depthwise separable 1-D convolution: `tf.keras.layers.SeparableConv1D` as an NNX module.
 
-    Its parameters are `nnx.Param`s with the names and shapes of `separable_conv1d`'s, so that the parameters of a
-    Linen model of the same structure load with `nnx.update(model, params)`.
+    Its parameters are `nnx.Param`s with the names and shapes that `separable_conv1d` takes, so the parameters of a
+    Linen model with the same structure load with `nnx.update(model, params)`.
 
-    A call inside `nnx.capture(model, fsc.nnx.Loss)` stores what Keras's `layer.losses` would hold: under
-    `depthwise_kernel_loss`, `pointwise_kernel_loss` and `bias_loss` the term of each regularized weight, once
-    however often the layer is called, and under `activity_loss` a tuple of the terms of the outputs, one a call.
-    Nothing is computed for it otherwise. In a Flax that has no `nnx.capture` yet every call stores them, for
-    `nnx.pop(model, fsc.nnx.Loss)` to take out, as `Module.sow` does there.
+    A call inside `nnx.capture(model, fsc.nnx.Loss)` stores what Keras's `layer.losses` would hold: in
+    `depthwise_kernel_loss`, `pointwise_kernel_loss` and `bias_loss` one term for each regularized weight, however often
+    the layer is called, and in `activity_loss` a tuple with one term for the output of each call. Otherwise these terms
+    are not computed. In a Flax that has no `nnx.capture` yet, every call stores them, as `Module.sow` does there, and
+    `nnx.pop(model, fsc.nnx.Loss)` takes them out.
 
     With `decode=True` the layer takes a sequence chunk by chunk, as `stream_step` does. It keeps the state in `cache`,
-    an `nnx.Cache`, which `init_cache` makes at the start of each stream. A model that was trained without is switched
-    by `model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)`. The cache is that of one place in a model: a layer
-    that is called in several places of it cannot stream.
+    an `nnx.Cache` that `init_cache` makes at the start of each stream. To stream a model that was trained without
+    `decode`, call `model.set_attributes(fsc.nnx.SeparableConv1D, decode=True)`. A cache belongs to one place in a
+    model, so a layer that a model calls in several places cannot stream.
 
     Args:
-        in_features: number of input channels, before Keras's arguments.
+        in_features: number of input channels; Keras's arguments follow.
         filters: number of output channels.
         kernel_size: length of the depthwise kernel, in samples.
         strides: step between windows, in samples.
@@ -81,17 +81,17 @@ class SeparableConv1D(nnx.Module):
             `flax_sepconv.constraints.MaxNorm(2, axis=1)` bounds the norm of each filter.
         bias_constraint: projection of the bias.
         trainable: whether optimizers may change the weights (see `flax_sepconv.freeze`).
-        name: a name of the layer, for `get_config`; nothing is computed from it.
+        name: the layer's name, for `get_config`; nothing is computed from it.
         dtype: dtype of the computation; `None` is Flax's rule, the common dtype of input and parameters.
         param_dtype: dtype of the parameters.
         precision: precision of `jax.lax`'s convolutions and products. Shifted products and Fourier transforms, which
-            mostly compute the depthwise step, always work in full precision.
-        preferred_element_type: dtype of the output, as in Flax's layers. Of a float16 or bfloat16 layer, float32 keeps
-            the sums, to which bias and activation are applied in float32; `None` rounds them to `dtype`.
+            usually compute the depthwise step, always work in full precision.
+        preferred_element_type: dtype of the output, as in Flax's layers. With float32, a float16 or bfloat16 layer
+            keeps its float32 sums and applies the activation to them; `None` rounds the sums to `dtype` before.
         implementation: how the depthwise step is computed: `"taps"`, `"fourier"` or `"lax"`, the definition. `None`
             lets the library choose by platform and kernel size.
         decode: whether to stream.
-        rngs: its stream `params` draws the parameters.
+        rngs: the random streams; `params` draws the parameters.
 
     Attributes:
         config: the layer's arguments as a config.
@@ -101,8 +101,8 @@ class SeparableConv1D(nnx.Module):
         bias: `(filters,)`; absent without `use_bias`.
 
     Raises:
-        ValueError: whatever `SeparableConv1DConfig` and `init_params` refuse.
-        TypeError: what they refuse.
+        ValueError: for whatever `SeparableConv1DConfig` and `init_params` refuse.
+        TypeError: for what they refuse.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,7 +167,7 @@ class SeparableConv1D(nnx.Module):
             check_streamable(self.config)
         for weight in self.config.weights(self.in_features):
             value = drawn(weight, rngs.params(), self.config)
-            if not isinstance(value, nnx.VariableMetadata):  # what `nnx.with_partitioning` makes of an array
+            if not isinstance(value, nnx.VariableMetadata):  # what `nnx.with_partitioning` returns
                 value = as_initial(value, weight, self.config)
             param = nnx.Param(value)
             setattr(self, weight.name, param.replace(as_initial(param[...], weight, self.config)))
@@ -186,7 +186,7 @@ class SeparableConv1D(nnx.Module):
         Args:
             in_features: number of input channels.
             config: a config, or what Keras's `layer.get_config()` gives.
-            rngs: its stream `params` draws the parameters.
+            rngs: the random streams; `params` draws the parameters.
             **overrides: arguments of the layer that replace the config's.
 
         Raises:
@@ -211,11 +211,11 @@ class SeparableConv1D(nnx.Module):
         segment_ids: ArrayLike | Sequence[Any] | None = None,
         position: ArrayLike | Sequence[int] | None = None,
     ) -> jax.Array:
-        """Applies the layer to `(*batch, length, in_features)`, or channels_first as its config says.
+        """Applies the layer to `(*batch, length, in_features)`, or to channels_first if its config says so.
 
-        With `lengths` `(*batch,)`, what stands in `x` beyond them reaches no output; with `segment_ids`
-        `(*batch, length)`, each run of one id is a sequence by itself: both as `separable_conv1d` has them.
-        With `decode=True`, `x` is the next chunk of a stream; `position` and `lengths` are those of `stream_step`.
+        `lengths` `(*batch,)` and `segment_ids` `(*batch, length)` are for padded and packed sequences, as in
+        `separable_conv1d`. With `decode=True`, `x` is the next chunk of a stream, and `position` and `lengths` are
+        those of `stream_step`.
         """
         config = self.config
         params = {weight.name: getattr(self, weight.name)[...] for weight in config.weights(self.in_features)}
@@ -230,7 +230,7 @@ class SeparableConv1D(nnx.Module):
         return y
 
     def init_cache(self, batch_shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> None:
-        """Starts a stream: makes the state before the first chunk, as `init_stream` does, in an `nnx.Cache`.
+        """Starts a stream: stores the state before the first chunk, as `init_stream` makes it, in an `nnx.Cache`.
 
         Args:
             batch_shape: the batch axes of the chunks, `()` for none.
@@ -248,13 +248,12 @@ class SeparableConv1D(nnx.Module):
         return y
 
     def _stores_losses(self) -> bool:
-        captures = getattr(
-            self, "__captures__", None
-        )  # where nnx.capture puts what is sown; it has no other sign
+        # `nnx.capture` collects in this attribute what is sown, and leaves no other sign.
+        captures = getattr(self, "__captures__", None)
         if captures is None:
             return not hasattr(nnx, "capture")
         return any(type(capture) is Loss for capture in captures)
 
 
 SeparableConvolution1D = SeparableConv1D
-"""Keras's other name of the layer."""
+"""Keras's other name for the layer."""

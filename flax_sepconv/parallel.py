@@ -1,10 +1,10 @@
-"""The layer on many devices: sequences are sharded, and devices exchange only what windows read of their neighbours.
+"""The layer on many devices: sequences are sharded, and devices exchange only the samples that windows share.
 
     device        0            1            2
     holds     |a b c d|    |e f g h|    |i j k l|
     reads     |a b c d|  c d|e f g h|  g h|i j k l|      three taps, causal: the halo is two samples
 
-Batches need none of this: under plain `jax.jit`, a batch that is sharded over devices stays where it is.
+Batches need none of this: under plain `jax.jit`, a batch that is sharded over devices stays in place.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Axes: TypeAlias = str | tuple[str, ...] | None
-"""The name of a mesh's axis, a tuple of names, or `None`."""
+"""The name of an axis of a mesh, a tuple of names, or `None`."""
 
 
 def separable_conv1d(
@@ -48,34 +48,34 @@ def separable_conv1d(
     """Applies `flax_sepconv.separable_conv1d`, sharded over the devices of a mesh.
 
     Along `length`, `lax.ppermute` brings each device the samples outside of its block that its windows read, and no
-    others. At stride 1 these are `(kernel_size - 1) * dilation_rate`, from several neighbours where blocks are shorter
-    than that. Along `batch` and `features` nothing is exchanged, except that gradients of what several devices share
-    are summed.
+    others. At stride 1 this halo has `(kernel_size - 1) * dilation_rate` samples, from several neighbours if blocks are
+    shorter than that. Along `batch` and `features` nothing is exchanged, except that gradients of shared arrays are
+    summed over devices.
 
     Args:
         params: as for `separable_conv1d`.
         x: `(*batch, length, in_features)`, or channels_first.
         config: the layer's arguments.
-        mesh: the devices. Where its axes are explicit, as `jax.make_mesh` makes them by default, a jitted caller has to
-            be within `jax.set_mesh(mesh)`.
-        batch: the mesh's axis, or axes, that shard the first batch axis of `x`.
-        length: the same for the sequences, of the input and of the output. Where the devices do not divide the
-            output's length times `strides`, zeros are appended and the result is cut, which moves data. Lengths that
-            are multiples of `strides` times the number of devices avoid that, with a padding that keeps them.
-        features: the same for the filters. Each device holds its shard of the pointwise kernel, the bias and the
-            output.
-        lengths: integers `(*batch,)`: how many samples each whole sequence has, as in `separable_conv1d`.
-        segment_ids: integers `(*batch, length)`: which sequence each sample of packed rows is of, likewise. Devices
-            exchange those of the halo too.
+        mesh: the devices. If its axes are explicit, as `jax.make_mesh` makes them by default, a jitted caller must be
+            within `jax.set_mesh(mesh)`.
+        batch: the axis or axes of the mesh that shard the first batch axis of `x`.
+        length: the axis or axes that shard the sequences of the input and the output. If a length is not a multiple of
+            `strides` times the number of devices, zeros are appended and the result is cut, which moves data. Lengths
+            that are such multiples avoid that if the padding is `"same"` or `"causal"`.
+        features: the axis or axes that shard the filters. Each device holds its shard of the pointwise kernel, the bias
+            and the output.
+        lengths: integers `(*batch,)`: the number of samples in each whole sequence, as in `separable_conv1d`.
+        segment_ids: integers `(*batch, length)`: the sequence of each sample in packed rows, as there. Devices also
+            exchange the ids of the halo.
 
     Returns:
-        What `separable_conv1d` returns, sharded along its axes as the arguments say, except along a length that is
-        not a multiple of the number of devices.
+        What `separable_conv1d` returns, sharded as the arguments say, except along a length that is not a multiple of
+        the number of devices.
 
     Raises:
-        ValueError: what `separable_conv1d` refuses; an axis that the mesh does not have or that is named twice; no
-            axis at all; a first batch axis or `filters` that the devices do not divide.
-        TypeError: what `separable_conv1d` refuses, or `mesh` is not a `jax.sharding.Mesh`.
+        ValueError: for what `separable_conv1d` refuses; for an axis that the mesh does not have or that is named twice;
+            for no axis at all; for a first batch axis or `filters` that the number of devices does not divide.
+        TypeError: for what `separable_conv1d` refuses, or if `mesh` is not a `jax.sharding.Mesh`.
 
     Example:
         >>> import jax
@@ -93,7 +93,7 @@ def separable_conv1d(
     params = check_params(params, array.shape[config.channel_axis], config)
     check_width("dtype", config.dtype)
     lengths, segment_ids = _ragged.check(array, config, lengths, segment_ids)
-    if isinstance(segment_ids, np.ndarray):  # no type of JAX may hold them
+    if isinstance(segment_ids, np.ndarray):  # ids may fit into none of JAX's types
         segment_ids = _packed.run_numbers(segment_ids)
     sizes = _check_axes(mesh, batch=batch, length=length, features=features)
     if config.filters % sizes["features"]:
@@ -112,12 +112,12 @@ def separable_conv1d(
         return PartitionSpec(*of_batch, *((length, channels) if time == -2 else (channels, length)))
 
     def placed(value: Any, spec: PartitionSpec) -> Any:
-        """Shards `value` as `shard_map` wants it, which does so by itself only along automatic axes."""
+        """Shards `value` for `shard_map`, which does so by itself along automatic axes only."""
         if value is None or AxisType.Explicit not in mesh.axis_types:
             return value
         return jax.sharding.reshard(value, NamedSharding(mesh, spec))
 
-    # The activation may be of whole rows or columns, as softmax is: it comes after.
+    # The activation may need whole rows or columns, as softmax does, so it is applied after.
     local = dataclasses.replace(config, filters=config.filters // sizes["features"], activation=None)
     out_length: Any = config.output_length(array.shape[time])
     blocks = None
@@ -175,7 +175,7 @@ def _check_axes(mesh: Mesh, **axes: Axes) -> dict[str, int]:
 
 
 class _Blocks(NamedTuple):
-    """Says how a sequence is cut into equal blocks, and how many time steps around its block a device reads."""
+    """Equal blocks of a sequence, and the number of time steps that a device reads before and after its block."""
 
     count: int
     rows: int
@@ -184,9 +184,9 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(length: int, config: SeparableConv1DConfig, count: int, are_ragged: bool) -> _Blocks:
-    """Returns blocks that begin with the first time step, after the padding, of the first of their windows.
+    """Returns the blocks: each one begins where its first window would begin without padding.
 
-    That of `"same"` depends on the length, within bounds.
+    The padding of `"same"` depends on the length, within bounds.
     """
     least, _ = most, _ = _window.padding_amounts(length, **config.geometry)
     span = _window.span(config.kernel_size, config.dilation_rate)
@@ -199,7 +199,7 @@ def _blocks(length: int, config: SeparableConv1DConfig, count: int, are_ragged: 
 def _of_block(
     params, x, config: SeparableConv1DConfig, lengths, segment_ids, *, axes: Axes, blocks: _Blocks
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the outputs of this device's block, and which of them are of a sequence: inside `shard_map`."""
+    """Returns the outputs of this device's block, and which of them belong to a sequence. Runs inside `shard_map`."""
     time = config.time_axis
     valid = dataclasses.replace(config, padding="valid")
     if segment_ids is not None:  # outputs of the halo are left out
@@ -219,12 +219,12 @@ def _of_block(
         x = _ragged.slices(x, blocks.before - low, read, time)
     y = functional.separable_conv1d(params, x, valid)
     kept = _ragged.outputs_kept(config, y.shape[time], lengths, None, first // config.strides)
-    # An activation may have no derivative of what the padding gives.
+    # An activation may have no derivative at the padding's outputs.
     return _ragged.where(kept, y, config), kept
 
 
 def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
-    """Returns the time steps that the windows of this device's block read: inside `shard_map`."""
+    """Returns the time steps that the windows of this device's block read. Runs inside `shard_map`."""
     time %= x.ndim
     before, after = [], []
     for parts, rows, towards in ((before, blocks.before, 1), (after, blocks.after, -1)):
@@ -234,10 +234,10 @@ def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
                 count = min(rows, blocks.rows)
                 start = blocks.rows - count if towards == 1 else 0
                 pairs = [(i, i + hop * towards) for i in range(blocks.count)]
-                # What no pair sends to is zero: the padding at the ends of the sequence.
+                # A device that no pair sends to gets zeros: the padding at the ends of the sequence.
                 pairs = [pair for pair in pairs if 0 <= pair[1] < blocks.count]
                 part = lax.ppermute(lax.slice_in_dim(x, start, start + count, 1, time), axes, pairs)
-            else:  # beyond the sequence on every device
+            else:  # beyond the sequence for every device
                 count = rows
                 part = jnp.zeros((*x.shape[:time], count, *x.shape[time + 1 :]), x.dtype)
             parts.append(part)
@@ -247,7 +247,7 @@ def _with_halo(x, time: int, axes: Axes, blocks: _Blocks) -> jax.Array:
 
 
 def _resized(x, time: int, length: int) -> jax.Array:
-    """Appends zeros, or cuts the end off."""
+    """Appends zeros or cuts off the end, for `length` time steps."""
     if length <= x.shape[time]:
         return x if length == x.shape[time] else lax.slice_in_dim(x, 0, length, 1, time)
     padding = [(0, 0)] * x.ndim

@@ -8,9 +8,9 @@
 | `"l1_l2"`, `l1_l2(l1=0.01, l2=0.01)` | both, with TF 2.0's defaults |
 | `OrthogonalRegularizer(factor=0.01, mode="rows")` | `factor` times the mean `abs` cosine between rows |
 
-The reference (TF 2.0) documents that `"l1_l2"` is 0.01 of each while the class starts from 0; Keras 3 made
-`l1_l2` the class. Here the reference wins for the name and the function; `"L1L2"` and Keras 3's `"l1l2"` are
-the class. Penalties of half-precision arrays are float32: their sum would lose most of what it adds up.
+TF 2.0, the reference, documents both factors of `"l1_l2"` as 0.01, while the class defaults to 0; Keras 3 made
+`l1_l2` the class. Here the reference decides for the name and the function; `"L1L2"` and Keras 3's `"l1l2"` are
+the class. Penalties of half-precision arrays are float32, since a sum in half precision would lose most of its terms.
 """
 
 import abc
@@ -106,7 +106,7 @@ class L1L2(Regularizer):
     l2: NonNegative = 0.0
 
     def __call__(self, w: jax.Array) -> jax.Array:
-        """Computes `l1 * sum(abs(w)) + l2 * sum(w ** 2)`, without the terms whose factor is 0."""
+        """Computes `l1 * sum(abs(w)) + l2 * sum(w ** 2)`, leaving out terms whose factor is 0."""
         w = widened(w)
         penalty = jnp.zeros((), w.dtype)
         if self.l1:
@@ -169,7 +169,7 @@ orthogonal_regularizer = OrthogonalRegularizer
 
 
 def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
-    """Makes an `L1L2` with the defaults that the reference gives this name.
+    """Makes an `L1L2` with the defaults that TF 2.0 documents for this name.
 
     Args:
         l1: factor of the absolute values, at least 0.
@@ -240,5 +240,5 @@ def serialize(regularizer: Any, *, argument: str = "regularizer") -> dict[str, A
 
 
 def _abs(w: jax.Array) -> jax.Array:
-    """Computes `abs(w)` with slope 0 at 0, as in TensorFlow; JAX's is 1 there, and would push at a bias of zeros."""
+    """Computes `abs(w)` with slope 0 at 0, as TensorFlow does; JAX's slope 1 would move a bias of zeros."""
     return w * jnp.sign(w)

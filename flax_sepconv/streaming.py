@@ -3,12 +3,12 @@
     state = fsc.init_stream(config, batch_shape, in_features)
     y, state = fsc.stream_step(params, x, state, config)      # for each chunk
 
-A state is the last inputs, which the windows of the next chunk read too. A step is the layer without padding over the
-state and the chunk, one after the other. How many samples a state has says where the windows are:
+A state holds the last inputs, which the windows of the next chunk read too. A step applies the layer, without padding,
+to the state and the chunk joined. The number of samples in a state decides where the windows are:
 
     causal   (kernel_size - 1) * dilation_rate    a window ends at its own sample
     same     the same number                      that window belongs to the sample `config.latency` steps earlier
-    valid    a window without `strides` samples   the last window of a chunk ends with the chunk
+    valid    a window less `strides` samples      the last window of a chunk ends with the chunk
 """
 
 import dataclasses
@@ -38,22 +38,22 @@ def init_stream(
 ) -> jax.Array:
     """Makes the state before the first chunk of a stream.
 
-    Any other array of this shape and dtype is a state as well: the samples that stand in front of the first chunk.
+    Any other array of this shape and dtype is a state as well: the samples before the first chunk.
 
     Args:
-        config: the layer's arguments. `padding="same"` has to have strides of 1.
+        config: the layer's arguments. `padding="same"` needs `strides=1`.
         batch_shape: the batch axes of the chunks, `()` for none.
         in_features: number of input channels.
         dtype: dtype of the chunks.
 
     Returns:
         Zeros `(*batch_shape, n, in_features)`, or with the last two exchanged for channels_first, where `n` is
-        `(kernel_size - 1) * dilation_rate`; for `"valid"` it is `strides - 1` less, but not less than 0.
+        `(kernel_size - 1) * dilation_rate`; for `"valid"` it is `strides - 1` less, but at least 0.
 
     Raises:
-        ValueError: a layer that cannot be streamed: its padding is `"same"` with strides, or its activation works
-            along time, such as softmax in channels_first. Sizes that are negative, or `in_features` that is 0.
-        TypeError: an argument of a refused type.
+        ValueError: the layer cannot be streamed, because its padding is `"same"` with strides or its activation works
+            along time, as softmax does in channels_first; or a size is negative, or `in_features` is 0.
+        TypeError: an argument has a refused type.
 
     Example:
         >>> import flax_sepconv as fsc
@@ -85,16 +85,16 @@ def stream_step(
     The outputs of all chunks, joined, are those of the whole sequence:
 
     * for `"causal"`, as they are;
-    * for `"same"`, `config.latency` steps late: that many more come before the first, and as many zeros, fed after the
-      last chunk, give the last;
-    * for `"valid"`, those of the sequence behind the samples that the first state holds.
+    * for `"same"`, `config.latency` steps late: that many extra outputs come first, and as many zeros, fed after the
+      last chunk, give the last outputs;
+    * for `"valid"`, with the samples of the first state in front of the sequence.
 
-    Gradients flow through the state; put `jax.lax.stop_gradient` around it where they shall not.
+    Gradients flow through the state; apply `jax.lax.stop_gradient` to it to stop them.
 
-    With `position`, outputs before the first of the whole are zeros, and what stands in `x` before the first sample is
-    read as zeros. That makes streams of several layers exact, where the outputs that a layer gives too early or too
-    late must not reach the next one: give each layer the position of its own chunk, `config.output_position(position)`
-    of the layer before.
+    With `position`, outputs before the sequence's first are zeros, and samples of `x` before its first are read as
+    zeros. That makes streams of several layers exact, because outputs that a layer gives too early or too late do not
+    reach the next one. Give each layer the position of its own chunk: `config.output_position(position)` of the layer
+    before it.
 
     Args:
         params: as for `separable_conv1d`.
@@ -102,23 +102,24 @@ def stream_step(
             length is a multiple of `strides` and may differ from chunk to chunk.
         state: what `init_stream` or the step before returned.
         config: the layer's arguments; static under `jax.jit`.
-        position: an integer, or integers `(*batch,)`: which sample of its sequence the first one of the chunk is, 0
-            for the first chunk; negative while nothing has begun yet. A multiple of `strides`. With `None`, all of `x`
-            belongs to the sequence.
-        lengths: integers `(*batch,)`: how many samples each sequence has, for streams that end at different times. What
-            stands in `x` beyond reaches no output and gets no gradient, and outputs beyond those of the whole are
-            zeros. For a stream that goes on, any number beyond this chunk will do. They count from the sample that
-            `position` counts from, or, without `position`, from the first one of the chunk.
+        position: an integer, or integers `(*batch,)`: the number of the chunk's first sample in its sequence, 0 for the
+            first chunk, negative before the sequence begins. A multiple of `strides`. With `None`, all of `x` belongs
+            to the sequence.
+        lengths: integers `(*batch,)`: the number of samples in each sequence, for streams that end at different times.
+            Values of `x` beyond it reach no output and get no gradient, and outputs beyond those of the whole sequence
+            are zeros. For a stream that goes on, any number beyond this chunk will do. Lengths count from the start of
+            the sequence or, without `position`, from the start of the chunk.
 
     Returns:
         The outputs `(*batch, length / strides, filters)`, or with the last two exchanged for channels_first, and the
         state for the next chunk, of the same shape and dtype as `state`.
 
     Raises:
-        ValueError: a layer that cannot be streamed, a chunk whose length is no multiple of `strides`, a state of
-            another shape or dtype, a `position` or `lengths` of another shape, a `position` that is no multiple of
-            `strides`, `lengths` without `position` for `"same"`, and what `separable_conv1d` refuses.
-        TypeError: what `separable_conv1d` refuses, `state` is not an array, or `position` or `lengths` not integers.
+        ValueError: the layer cannot be streamed; the chunk's length or `position` is not a multiple of `strides`;
+            `state`, `position` or `lengths` has another shape, or `state` another dtype; `lengths` comes without
+            `position` for `"same"`; or `separable_conv1d` refuses an argument.
+        TypeError: `separable_conv1d` refuses an argument, `state` is not an array, or `position` or `lengths` are not
+            integers.
 
     Example:
         >>> import jax
@@ -165,26 +166,26 @@ def stream_step(
     y = separable_conv1d(params, joined, dataclasses.replace(step, activation=None))
     ends = _window.output_length(last + _state_length(config), **step.geometry)
     real = _ragged.steps(ends, length // config.strides, config.output_position(first))
-    # Twice, as for `lengths` of `separable_conv1d`.
+    # Masked twice, as for `lengths` in `separable_conv1d`.
     return _ragged.where(real, _callables.activated(config, _ragged.where(real, y, config)), config), state
 
 
 def stream_latency(configs: SeparableConv1DConfig | Iterable[Any] | Mapping[str, Any]) -> int:
-    """Adds up how late the outputs of several layers come, in samples of the first one's input.
+    """Adds up the latencies of several layers, in samples of the first one's input.
 
-    Each layer's `latency` counts as often as there are strides before it. So many zeros, fed after the last sample,
-    give the last output.
+    Each layer's `latency` counts times the strides before it. That many zeros, fed after the last sample, give the
+    last output.
 
     Args:
-        configs: one config, or those of layers one after another, in their order; of a mapping the values.
+        configs: one config, or the configs of consecutive layers in their order; a mapping's values are taken.
 
     Returns:
-        The number of samples. Outputs come that many, divided by all strides, late.
+        The number of samples. Outputs are late by that number divided by the product of all strides.
 
     Raises:
-        ValueError: a layer that cannot be streamed, or a config of layers that a transform stacks, which does not say
-            how many they are.
-        TypeError: not configs.
+        ValueError: a layer cannot be streamed, or a config is that of layers stacked by a transform, whose number it
+            does not hold.
+        TypeError: `configs` are not configs.
 
     Example:
         >>> import flax_sepconv as fsc
@@ -209,7 +210,7 @@ def stream_latency(configs: SeparableConv1DConfig | Iterable[Any] | Mapping[str,
 
 
 def check_streamable(config: SeparableConv1DConfig, ndim: int = 3) -> None:
-    """Refuses a layer whose outputs depend on input of any time later."""
+    """Refuses a layer whose outputs depend on arbitrarily late input."""
     check_config(config)
     _ = config.latency  # refuses "same" with strides
     if activations.mixes(config.activation, config.time_axis, ndim):
@@ -220,7 +221,7 @@ def check_streamable(config: SeparableConv1DConfig, ndim: int = 3) -> None:
 
 
 def check_places(decode: bool, position: object, segment_ids: object) -> None:
-    """Refuses what a module takes only if it streams, or only if it does not."""
+    """Refuses `position` in a module that does not stream, and `segment_ids` in one that does."""
     if decode and segment_ids is not None:
         raise ValueError(
             "`segment_ids` cannot be used with decode=True: a stream is one sequence. Start a new stream for each."
@@ -243,7 +244,7 @@ def _state_shape(config: SeparableConv1DConfig, batch: tuple[int, ...], in_featu
 
 
 def _counted(position: Any, lengths: Any, x, config: SeparableConv1DConfig) -> tuple[jax.Array, jax.Array]:
-    """Both as integers of JAX to which a chunk may be added; refused if they do not fit `x`."""
+    """Returns both as JAX integers that do not wrap when a chunk is added; refuses any that do not fit `x`."""
     dtype = jax.dtypes.canonicalize_dtype(np.int64)
     batch, chunk = x.shape[:-2], x.shape[config.time_axis]
     most = int(jnp.iinfo(dtype).max) - _state_length(config) - config.strides
@@ -276,11 +277,11 @@ def _counted(position: Any, lengths: Any, x, config: SeparableConv1DConfig) -> t
             f"`position` must be a multiple of strides={config.strides}, for windows to be where they are in the "
             f"whole; got {position}. Feed zeros before the first sample, at negative positions, to make it one."
         )
-    # Below `most`: what goes on for ever never comes to its end.
+    # Positions stay below `most`, so that an endless stream never reaches its end.
     return _within(position, most - chunk, dtype), lengths
 
 
 def _within(counts: jax.Array | np.ndarray, most: int, dtype: np.dtype) -> jax.Array:
-    """Integers between `-most` and `most`, cut before their type changes so that none of them wraps."""
+    """Clips integers to between `-most` and `most` before their type changes, so that none of them wraps."""
     info = jnp.iinfo(counts.dtype)
     return jnp.asarray(counts.clip(max(-most, int(info.min)), min(most, int(info.max)))).astype(dtype)

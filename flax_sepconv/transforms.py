@@ -6,8 +6,8 @@ which is
 
     optimizer = optax.chain(optax.adamw(1e-3), fsc.constrain(configs), fsc.freeze(configs))
 
-Keras projects a weight after the optimizer has changed it. optax adds updates to parameters, so the update is
-replaced by the one that leads to the projection of where the optimizer would have gone.
+Keras projects a weight after the optimizer has changed it. optax adds updates to parameters, so an update is
+replaced by one that leads to the projection of the weight that the optimizer would have reached.
 """
 
 import functools
@@ -27,21 +27,21 @@ from flax_sepconv._tree import Configs, Path, Place, leaves_of, places_of, updat
 def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
     """Keeps the weights within their `*_constraint`s, as Keras does after every update.
 
-    Put it last in a chain, or last but for `freeze`: it has to see the updates as they will be added. After
-    `optax.apply_updates` each constrained weight is the projection of the unconstrained step, exactly for
-    `NonNeg` and to rounding otherwise. Weights of layers with `trainable=False` are left alone, as in Keras,
+    Put it last in a chain, or just before `freeze`: it has to see the updates as they will be added. After
+    `optax.apply_updates`, each constrained weight is the projection of the unconstrained step, exactly for
+    `NonNeg` and up to rounding otherwise. Weights of layers with `trainable=False` are left alone, as in Keras,
     and each layer of a stack is projected by itself.
 
     Args:
-        configs: one config, when the parameters are that layer's own dict, or the mapping that
-            `layer_configs` returns, when they are the model's tree.
+        configs: one config if the parameters are that layer's own dict, or the mapping that `layer_configs` returns
+            if they are the model's tree.
 
     Returns:
         A transform without state, whose `update` needs `params`.
 
     Raises:
         ValueError: on `init` or `update`, if the parameters are not those of `configs` or a constraint returns another
-            shape; on `update`, if it gets no parameters, or updates that are not theirs.
+            shape; on `update`, if there are no parameters, or the updates do not match them.
         TypeError: `configs` is neither a config nor a mapping of them.
 
     Example:
@@ -81,7 +81,7 @@ def constrain(configs: Configs) -> optax.GradientTransformationExtraArgs:
 def freeze(configs: Configs) -> optax.GradientTransformationExtraArgs:
     """Gives zero updates to the weights of every layer with `trainable=False`.
 
-    Put it last in a chain: whatever stands before it (momentum, weight decay) no longer moves those weights.
+    Put it last in a chain: momentum, weight decay or anything else before it then no longer moves those weights.
 
     Args:
         configs: one config or the mapping that `layer_configs` returns, as for `constrain`.
@@ -130,24 +130,24 @@ def freeze(configs: Configs) -> optax.GradientTransformationExtraArgs:
 def constrained(
     optimizer: optax.GradientTransformation, configs: Configs
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds the constraints and the freezing of layers to an optimizer, in the order that they need.
+    """Adds the layers' constraints and freezing to an optimizer, in the right order.
 
-    It is `optax.chain(optimizer, constrain(configs), freeze(configs))`: weights are projected after everything that
-    changes updates, as Keras does, and nothing moves the weights of layers with `trainable=False`. Whatever else
-    changes updates, such as weight decay or clipping, belongs into `optimizer`.
+    It is `optax.chain(optimizer, constrain(configs), freeze(configs))`: weights are projected after everything else has
+    changed the updates, as in Keras, and nothing moves the weights of layers with `trainable=False`. Anything else that
+    changes updates, such as weight decay or clipping, belongs in `optimizer`.
 
     Args:
-        optimizer: any optax transform. An `optax.MultiSteps` is projected at every batch, as Keras does;
-            `optax.MultiSteps(constrained(...), k)` at full steps only.
-        configs: one config, when the parameters are that layer's own dict, or the mapping that `layer_configs`
-            returns, when they are the model's tree.
+        optimizer: any optax transform. Around an `optax.MultiSteps`, weights are projected at every batch, as in Keras;
+            `optax.MultiSteps(constrained(...), k)` projects at full steps only.
+        configs: one config if the parameters are that layer's own dict, or the mapping that `layer_configs` returns if
+            they are the model's tree.
 
     Returns:
         A transform whose `update` needs `params`; the state of `optimizer` is the first entry of its state.
 
     Raises:
-        ValueError: on `init` or `update`, whatever `constrain` refuses.
-        TypeError: `optimizer` is no optax transform, or `configs` neither a config nor a mapping of them.
+        ValueError: on `init` or `update`, for whatever `constrain` refuses.
+        TypeError: `optimizer` is not an optax transform, or `configs` neither a config nor a mapping of them.
 
     Example:
         >>> import jax
@@ -172,7 +172,7 @@ def constrained(
     chain = optax.chain(optimizer, constrain(configs), freeze(configs))
 
     def update(updates, state, params=None, **extra_args):
-        # What the optimizer would say of other updates names nothing.
+        # The optimizer's own error about wrong updates would not name them.
         _require(params)
         weights = weights_of(params, places, hole=optax.MaskedNode)
         updates_of(updates, weights, hole=optax.MaskedNode, batched=True)
@@ -187,7 +187,7 @@ def _require(params) -> None:
 
 
 def _check_params(params, places: Mapping[Path, Place]) -> dict[Path, Any]:
-    # `optax.tree_map_params` gives `init` this instead of parameters, to find what in a state is like them.
+    # `optax.tree_map_params` passes this to `init` in place of parameters, to find their likes in a state.
     if type(params).__name__ == "_ParamsPlaceholder":
         return {}
     return weights_of(params, places, hole=optax.MaskedNode)
@@ -201,10 +201,10 @@ def _projected(place: Place, w: Any) -> Any:
 def _constrained(update, param, place: Place):
     if place.weight.constraint is None or not place.config.trainable:
         return update
-    # Where `optax.apply_updates` would go, rounded as it rounds.
+    # What `optax.apply_updates` would give, with the same rounding.
     target = (param + update).astype(param.dtype)
     projected = _projected(place, target)
-    # An entry that is where it should be keeps its update, so that `param + update` is it to the last bit.
+    # An entry that the projection does not change keeps its update, so that `param + update` is exact to the last bit.
     wide = jnp.promote_types(param.dtype, update.dtype)
     step = projected.astype(wide) - param.astype(wide)
     return jnp.where(projected == target, update, step).astype(update.dtype)

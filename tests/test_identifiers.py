@@ -86,7 +86,7 @@ def test_callables_are_kept_and_cannot_be_written(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_what_cannot_be_hashed_is_refused(module):
     with pytest.raises(
-        TypeError, match=r"`part` must be hashable, for a layer's config is; got Unhashable\(\)"
+        TypeError, match=r"`part` must be hashable, as the layer's config is; got Unhashable\(\)"
     ):
         module.get(Unhashable(), argument="part")
 
@@ -108,10 +108,10 @@ def test_classes_give_their_defaults():
 @pytest.mark.parametrize("module", MODULES)
 def test_a_class_without_defaults_is_refused(module):
     with pytest.raises(
-        TypeError, match=r"`part` is <class .*partial'>, a class that its defaults do not make"
+        TypeError, match=r"`part` is <class .*partial'>, a class that cannot be made with its defaults"
     ):
         module.get(functools.partial, argument="part")
-    with pytest.raises(TypeError, match=r"`part` is .*Regularizer'>, a class that its defaults do not make"):
+    with pytest.raises(TypeError, match=r"`part` is .*Regularizer'>, a class that cannot be made with its"):
         module.get(regularizers.Regularizer, argument="part")
 
 

@@ -1,13 +1,13 @@
-"""How a part of a layer is named, and how it is written back: what the four identifier modules share.
+"""Resolves identifiers and writes them back: what the four identifier modules share.
 
-Keras lets a caller say what an initializer, regularizer, constraint or activation is in many ways:
+Keras takes an initializer, regularizer, constraint or activation in many forms:
 
     "l2"  ·  {"class_name": "L2", "config": {...}}  ·  L2(0.1)  ·  L2  ·  keras's own L2(0.1)  ·  any callable
 
-`resolve` turns each of them into one hashable object, `to_config` turns that into Keras 3's form. What a
-kind of part may be called is a `Family`; there are no global registries. Names and dicts are untrusted (they
-come out of files), so they only ever reach the constructors that a family lists, with entries that these
-check; nothing is imported, looked up or run by name.
+`resolve` turns each of them into one hashable object; `to_config` turns that into Keras 3's form. A `Family` lists
+what one kind of identifier may be; there are no global registries. Names and dicts are untrusted, since they come from
+files, so they reach only the constructors that a family lists, and these check their entries; nothing is imported,
+looked up or run by name.
 """
 
 import dataclasses
@@ -28,18 +28,17 @@ from flax_sepconv._messages import shown
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Describes all that one kind of identifier may be.
+    """Describes everything that one kind of identifier may be.
 
     Attributes:
         wanted: what would do, for messages.
         classes: this library's classes that Keras 3 has too.
-        makers: what makes an object, by each name that Keras knows it by. Its parameters are the entries that
-            a config may have.
-        aliases: makers by older names, which are understood but not proposed.
-        functions: what is itself the object, by name.
+        makers: constructors by each of Keras's names for them. Their parameters are the entries that a config may have.
+        aliases: constructors by older names, which are understood but not suggested.
+        functions: functions, which are the objects themselves, by name.
         refused: names that Keras knows and this library cannot serve, each with the reason.
         ignored: entries of a config that mean nothing here.
-        called_with: what a caller's own callable is given.
+        called_with: the arguments that a caller's own callable is given.
     """
 
     wanted: str
@@ -70,13 +69,13 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
     """
     is_function = isinstance(identifier, FunctionType)
     if type(identifier) in family.classes or (is_function and identifier in family.functions.values()):
-        return identifier  # what is given most often
+        return identifier  # the most frequent case
     if isinstance(identifier, str):
         return _make(identifier, {}, family, argument)
     if isinstance(identifier, Mapping):
         return _from_config(identifier, family, argument)
     if is_keras(identifier):
-        # Keras's own computes with another framework; ours of the same name stands in for it.
+        # Keras's own object computes with another framework; ours of the same name replaces it.
         if hasattr(identifier, "get_config") and not isinstance(identifier, type):
             return _make(type(identifier).__name__, identifier.get_config(), family, argument)
         # TensorFlow names its newer `softmax` and `log_softmax` with a suffix.
@@ -86,8 +85,8 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
             identifier = identifier()
         except TypeError as error:
             raise TypeError(
-                f"`{argument}` is {shown(identifier)}, a class that its defaults do not make: {error}. Pass an "
-                "object of it."
+                f"`{argument}` is {shown(identifier)}, a class that cannot be made with its defaults: {error}. Pass an "
+                "instance of it."
             ) from None
     if isinstance(identifier, KerasObject) and identifier.keras_module != family.classes[0].keras_module:
         raise ValueError(f"`{argument}` must be {family.wanted}; got {shown(identifier)}.")
@@ -98,8 +97,8 @@ def resolve(identifier: Any, family: Family, argument: str) -> Any:
         hash(identifier)
     except TypeError:
         raise TypeError(
-            f"`{argument}` must be hashable, for a layer's config is; got {shown(identifier)}. Pass a "
-            "function, or an object of a frozen dataclass with a `__call__`."
+            f"`{argument}` must be hashable, as the layer's config is; got {shown(identifier)}. Pass a "
+            "function, or an instance of a frozen dataclass with a `__call__`."
         ) from None
     return identifier
 
@@ -122,7 +121,7 @@ def _refuse_module(identifier: Any, argument: str) -> None:
 def _takes(function: Callable, arguments: tuple[str, ...]) -> bool:
     try:
         signature = inspect.signature(function)
-    except (ValueError, TypeError):  # of some builtins nothing is known
+    except (ValueError, TypeError):  # some builtins have no signature
         return True
     try:
         signature.bind(*arguments)
@@ -166,9 +165,9 @@ def names_of(classes: Iterable[type]) -> dict[str, type]:
 def is_keras(identifier: Any) -> bool:
     """Returns whether this is an object, class or activation function of Keras or TensorFlow itself.
 
-    Told by its module, so that Keras need not be imported. A user's subclass of Keras's is the user's own.
-    Functions of `keras.ops` are left alone: on Keras's JAX backend they take JAX's arrays, and some of them
-    differ from the activations of the same name.
+    Its module tells, so Keras need not be imported. A user's subclass of a Keras class is the user's own. Functions of
+    `keras.ops` are left alone: on Keras's JAX backend they take JAX's arrays, and some of them differ from the
+    activations of the same name.
     """
     is_function = isinstance(identifier, FunctionType)
     owner = identifier if is_function or isinstance(identifier, type) else type(identifier)
@@ -185,7 +184,7 @@ def is_keras2(identifier: Any) -> bool:
 
 
 def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
-    """Makes the object of a name that came from outside, with the arguments that came with it."""
+    """Makes the object that an untrusted name stands for, with the arguments that came with it."""
     if name in family.refused:
         raise ValueError(f"`{argument}` cannot be {name!r}: {family.refused[name]}")
     if name in family.functions and not entries:
@@ -209,17 +208,17 @@ def _make(name: str, entries: Mapping, family: Family, argument: str) -> Any:
 
 @functools.cache
 def _parameters(maker: Callable) -> Mapping[str, Any]:
-    """Returns the arguments of one of a family's makers; these are few."""
+    """Returns the parameters of one of a family's constructors, of which there are few."""
     return inspect.signature(maker).parameters
 
 
 _CONFIG_KEYS = ("module", "class_name", "config", "registered_name")
-# What Keras may add to an object's config, all of it about its own bookkeeping.
+# Entries that Keras may add to an object's config for its own bookkeeping.
 _BOOKKEEPING = ("shared_object_id", "build_config", "compile_config", "__passive_serialization__")
 
 
 def _from_config(config: Mapping, family: Family, argument: str) -> Any:
-    """Makes the object of a config, in the form of Keras 2 (`class_name`, `config`) or of Keras 3."""
+    """Makes the object that a config describes, in the form of Keras 2 (`class_name`, `config`) or of Keras 3."""
     class_name, entries = config.get("class_name"), config.get("config")
     entries = {} if entries is None else entries
     is_function = class_name == "function"
@@ -235,8 +234,8 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
                 f"`{argument}` must be {family.wanted}; got a config with the entry {shown(key)}, "
                 f"where Keras has {', '.join(map(repr, _CONFIG_KEYS))}."
             )
-    # A user's class or function may have the name of one of Keras's. Keras writes it with its module (None where
-    # that was a script) and the name that it is registered under.
+    # A user's class or function may share its name with one of Keras's. Keras writes it with its module (None for a
+    # script) and the name that it is registered under.
     module, registered = config.get("module", "keras"), config.get("registered_name")
     theirs = str(module).partition(".")[0] not in ("keras", "tf_keras", "builtins")
     if theirs or registered not in (None, name, "function"):
@@ -249,7 +248,7 @@ def _from_config(config: Mapping, family: Family, argument: str) -> Any:
 
 def _did_you_mean(name: str, known) -> str:
     """Returns a hint with the nearest known names, or with all of them where none is near."""
-    # Of names that differ in case and underscores only, such as a class's two, the snake-case one remains.
+    # Where names differ in case and underscores only, as the two of a class do, the snake-case one remains.
     by_letters = {
         _letters(each): each for each in sorted(known, key=lambda each: (each.islower(), len(each)))
     }

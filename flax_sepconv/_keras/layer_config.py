@@ -1,4 +1,4 @@
-"""The layer's config as Keras writes it: the entries of `layer.get_config()`, there and back.
+"""The layer's config as Keras writes it: translates the entries of `layer.get_config()` both ways.
 
 Keras 3 and Keras 2 (TF 2.x, tf_keras) write the same arguments under the same names. Keras 2 adds what its
 layer inherits from the general convolution (`groups`, `kernel_*`), and may write the dtype as a bare name.
@@ -23,9 +23,9 @@ _ENTRIES = (
     *("depthwise_regularizer", "pointwise_regularizer", "bias_regularizer", "activity_regularizer"),
     *("depthwise_constraint", "pointwise_constraint", "bias_constraint"),
 )
-# What only Keras 2 writes, without a meaning in this layer.
+# Entries that only Keras 2 writes, which mean nothing in this layer.
 _KERAS_2_ENTRIES = ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
-# What Keras 2 keeps with the first layer of a model: facts about the input, not about the layer.
+# Entries that Keras 2 stores with the first layer of a model: they describe the input, not the layer.
 _INPUT_ENTRIES = ("batch_input_shape", "input_shape", "batch_size")
 
 KNOWN = frozenset(_ENTRIES + _KERAS_2_ENTRIES + _INPUT_ENTRIES)
@@ -44,8 +44,8 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
 
     Args:
         entries: what `layer.get_config()` gave.
-        keras2: whether a Keras before 3 wrote them, as the file that they are from says. `None` where nothing
-            says so but entries that only Keras 2 writes, which its first versions left out.
+        keras2: whether a Keras before 3 wrote them, as their file says. With `None`, the entries that only Keras 2
+            writes decide; its first versions left them out.
     """
     arguments = _arguments(entries)
     keras2 = _is_keras2(entries) if keras2 is None else keras2
@@ -54,10 +54,10 @@ def from_keras(entries: Mapping[str, Any], keras2: bool | None = None) -> dict[s
 
 
 class Refused(NamedTuple):
-    """An identifier in a file that does not say what it is.
+    """An identifier in a file that this library cannot resolve.
 
     Attributes:
-        name: its name, if it is one that is not Keras's own.
+        name: its name, if it is not Keras's own.
         reason: why it is refused.
     """
 
@@ -70,14 +70,14 @@ def from_file(
     keras2: bool | None = None,
     custom: Callable[[Any], tuple[str, Any] | None] = lambda identifier: None,
 ) -> tuple[dict[str, Any], dict[str, Refused]]:
-    """Returns the arguments for entries beside weights, and those that are refused, which have their defaults then.
+    """Returns the arguments for entries that come with weights, and the refused identifiers, which are left out.
 
-    An initializer that is refused becomes an `UnknownInitializer`: nothing has to be drawn.
+    A refused initializer becomes an `UnknownInitializer`, since nothing has to be drawn.
 
     Args:
         entries: what `layer.get_config()` gave.
-        keras2: as `from_keras` has it.
-        custom: what the caller says that an identifier stands for, with the name that it is said of, else `None`.
+        keras2: as for `from_keras`.
+        custom: returns the caller's name and replacement for an identifier, or `None`.
     """
     arguments, refused = _arguments(entries), {}
     keras2 = _is_keras2(entries) if keras2 is None else keras2
@@ -109,9 +109,9 @@ def _is_keras2(entries: Mapping[str, Any]) -> bool:
 
 
 def _arguments(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with identifiers as they are written."""
+    """Returns the arguments, with identifiers unresolved."""
     if not isinstance(entries, Mapping):
-        raise TypeError(f"`config` must be a mapping, what `layer.get_config()` gives; got {shown(entries)}.")
+        raise TypeError(f"`config` must be a mapping, as `layer.get_config()` gives; got {shown(entries)}.")
     for entry in entries:
         if entry not in KNOWN:
             close = difflib.get_close_matches(str(entry)[:64], _ENTRIES, n=1)
@@ -137,12 +137,12 @@ def _arguments(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_default(entry: str, value: Any) -> bool:
-    """Returns whether an entry for the one kernel of other convolutions is what Keras 2 writes by itself."""
+    """Returns whether an entry for the single kernel of other convolutions is the default that Keras 2 writes."""
     if value is None or entry != "kernel_initializer":
         return value is None
     try:
         return initializers.get(value) == initializers.GlorotUniform()
-    except (ValueError, TypeError):  # one of the user's own
+    except (ValueError, TypeError):  # it is one of the user's own
         return False
 
 

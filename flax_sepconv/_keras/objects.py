@@ -17,14 +17,14 @@ from flax_sepconv._messages import shown
 
 
 class KerasObject(abc.ABC):
-    """Is the base of the frozen dataclasses that stand for Keras's objects.
+    """Base of the frozen dataclasses that stand for Keras's objects.
 
-    Every field is annotated with its type and with the check its value passes through on creation, which
-    returns the value in canonical form or refuses it: `l2: Annotated[float, non_negative] = 0.01`.
+    Every field is annotated with its type and with a check, which returns the value in canonical form on creation or
+    refuses it: `l2: Annotated[float, non_negative] = 0.01`.
     """
 
     keras_module: ClassVar[str]
-    """Where Keras 3 keeps the class of the same name."""
+    """The module in which Keras 3 has the class of the same name."""
 
     def __post_init__(self) -> None:
         for field in self._fields():
@@ -38,18 +38,18 @@ class KerasObject(abc.ABC):
         return f"{type(self).__name__}({parts})"
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Refuses arrays of a shape that this cannot be used with, without making one.
+        """Refuses a shape of arrays that this object cannot be used with, without making one.
 
         Args:
             shape: the array's; `None` where a size is not known yet.
 
         Raises:
-            ValueError: there is no use for this with such arrays.
+            ValueError: the object cannot be used with such arrays.
         """
         return None
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make this object again, ready for JSON."""
+        """Returns the arguments that recreate this object, ready for JSON."""
         return {field.name: _plain(getattr(self, field.name)) for field in self._fields()}
 
     def _fields(self) -> tuple[Any, ...]:
@@ -70,7 +70,7 @@ _AXES_LIMIT, _RANK_LIMIT = 32, 8
 def number(name: str, value: Any) -> float:
     """Returns a finite number as an int or a float. Keras 2's configs also hold arrays without axes.
 
-    An integer that JAX has no type for becomes a float, as which it is computed with.
+    An integer that does not fit into int32 becomes a float.
     """
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
         value = value.item()
@@ -94,7 +94,7 @@ def non_negative(name: str, value: Any) -> float:
 
 
 def within(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
-    """Makes the check for a finite number between two bounds."""
+    """Makes the check for a finite number between two bounds, both included."""
 
     def check(name: str, value: Any) -> float:
         checked = number(name, value)
@@ -115,13 +115,13 @@ def positive(name: str, value: Any) -> float:
 
 
 def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
-    """Refuses a range that is empty."""
+    """Refuses an empty range."""
     if low > high:
         raise ValueError(f"`{low_name}` must be at most `{high_name}`; got {low} and {high}.")
 
 
 def integer(name: str, value: Any) -> int:
-    """Returns an integer, given as Python's or NumPy's."""
+    """Returns an integer of Python or NumPy as Python's."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -173,7 +173,7 @@ def _leaves(nested: Any, rank: int = 0) -> Iterator[Any]:
 
 def _is_number(leaf: Any) -> bool:
     """Returns whether this is a number, or an array, which NumPy takes as it is."""
-    if isinstance(leaf, float | int):  # the most of them
+    if isinstance(leaf, float | int):  # most of them are
         return not isinstance(leaf, bool)
     return isinstance(leaf, numbers.Real | np.ndarray | jax.Array) and not isinstance(leaf, np.bool_)
 
@@ -201,13 +201,13 @@ Axes = Annotated[int | Sequence[int] | None, axes]
 
 
 def widened(x: Any) -> jax.Array:
-    """Returns `x` in float32 where its dtype is narrower: the dtype of sums and norms of half precision."""
+    """Returns `x` in float32 if its dtype is narrower, for sums and norms of half precision."""
     x = jnp.asarray(x)
     return x.astype(wide(x.dtype))
 
 
 def check_axes(chosen: Any, ndim: int, name: str = "axis") -> None:
-    """Refuses axes that an array of `ndim` axes does not have, or that are named twice."""
+    """Refuses axes that an array of `ndim` axes does not have, and axes that are named twice."""
     axes = (chosen,) if isinstance(chosen, int) else chosen or ()
     for axis in axes:
         if not -ndim <= axis < ndim:

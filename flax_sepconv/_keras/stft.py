@@ -1,4 +1,4 @@
-"""The kernels of Keras's `STFT` initializer: windowed Fourier atoms, one a frequency."""
+"""The kernels of Keras's `STFT` initializer: windowed Fourier atoms, one per frequency."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from flax_sepconv._messages import shown
 
 
 def window(name: str, value: Any) -> str | tuple[float, ...] | None:
-    """Checks a window: the name of one of `scipy.signal`'s, its values, or `None`."""
+    """Returns a checked window: the name of one in `scipy.signal`, its values as a tuple, or `None`."""
     if isinstance(value, str):
         try:
             _named(value, 1, False)
@@ -22,14 +22,15 @@ def window(name: str, value: Any) -> str | tuple[float, ...] | None:
 
 
 def check_shape(shape: tuple[int | None, ...], window: Any, periodic: bool) -> None:
-    """Refuses what `atoms` refuses, without making any."""
-    # Keras divides zero by zero where there is one frequency, and cannot use a kernel of several channels.
+    """Refuses the shapes and windows that `atoms` refuses, without making any atoms."""
+    # Keras divides zero by zero for a single frequency, and cannot use a kernel with several channels.
     if len(shape) != 3 or shape[1] not in (1, None) or (shape[2] or 2) < 2:
         raise ValueError(
             f"`STFT` must be given a shape (times, 1, frequencies), with two or more; got {shape}."
         )
     times = shape[0]
-    if isinstance(window, str) and times:  # only short ones are all zero, which their ends are
+    # Some windows are zero at their ends; only short ones are zero everywhere.
+    if isinstance(window, str) and times:
         fits = _named(window, min(times, 16), periodic).any()
     else:
         fits = window is None or (np.shape(window) == (times,) and np.any(window))
@@ -43,12 +44,12 @@ def atoms(shape: tuple[int, ...], side: str, window: Any, scaling: str | None, p
     Args:
         shape: `(times, 1, frequencies)`.
         side: `"real"` (cosines) or `"imag"` (sines).
-        window: what the check of that name gave.
+        window: what the function of that name returned.
         scaling: `"density"` divides by the window's Euclidean norm, `"spectrum"` by its sum; or `None`.
         periodic: whether a named window is periodic, not symmetric.
 
     Raises:
-        ValueError: another shape, or a window that is of another length or zero.
+        ValueError: another shape, or a window of another length or of zeros.
     """
     check_shape(shape, window, periodic)
     times, _, frequencies = shape

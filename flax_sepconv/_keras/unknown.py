@@ -1,4 +1,4 @@
-"""Initializers that this library does not have: kept as a file has them, and refused when they are to draw."""
+"""Initializers in files that this library does not have: they are kept as written, and refuse to draw."""
 
 import json
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ _LAMBDA = "__lambda__"
 
 
 def names(identifier: Any) -> list[str]:
-    """The names under which Keras would look for an identifier or a class, the fullest first.
+    """Lists the names under which Keras would look up an identifier or a class, the fullest first.
 
     Args:
         identifier: a name, or a config as Keras writes it.
     """
     if isinstance(identifier, Mapping):
         class_name, config = identifier.get("class_name"), identifier.get("config")
-        # Of an activation that is a lambda, Keras writes only what is inside.
+        # For an activation that is a lambda, Keras writes the inner dict only.
         if class_name == _LAMBDA or (class_name is None and "value" in identifier):
             return [_LAMBDA, "<lambda>"]
         written = [identifier.get("registered_name"), config if class_name == "function" else class_name]
@@ -33,7 +33,7 @@ class UnknownInitializer:
     """An initializer that cannot draw. The weights that it drew elsewhere are in the file.
 
     Attributes:
-        text: what the file has of it, as JSON.
+        text: its entry in the file, as JSON.
         reason: why it cannot draw, as a sentence.
     """
 
@@ -42,12 +42,12 @@ class UnknownInitializer:
 
     @classmethod
     def of(cls, entry: Any, reason: str) -> "UnknownInitializer":
-        """Makes the initializer of an entry in a config."""
+        """Makes the initializer from an entry in a config."""
         return cls(json.dumps(entry, sort_keys=True, default=repr), reason)
 
     @property
     def entry(self) -> Any:
-        """What the file has of it."""
+        """Its entry in the file."""
         return json.loads(self.text)
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None) -> NoReturn:

@@ -1,8 +1,8 @@
 """Finds the config of every `SeparableConv1D` in a Linen or NNX model.
 
-A model is traced as it is called, with no array computed. Each layer notes in the program that it was called, with
-its config and weights (`calls`); following the model's parameters through the program says which of them those weights
-are (`origins`), and so at which path the config belongs, or that none would be right (`places`).
+A call of the model is traced, and no array is computed. Each layer notes in the program that it was called, with its
+config and weights (`calls`). Following the model's parameters through the program shows which of them those weights are
+(`origins`), and so the path of the config, or that no config would be right (`places`).
 """
 
 import functools
@@ -27,17 +27,17 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
         *args: what the model is called with; arrays may be `jax.ShapeDtypeStruct`s. An NNX model is read without a
             call, unless a Linen module (`nnx.bridge.ToNNX`) has layers within, or layers are stacked in a way that
             their shapes do not tell.
-        **kwargs: the same, by name; `method` for another method of a Linen module than `__call__`.
+        **kwargs: the same, by name; `method` names a method of a Linen module other than `__call__`.
 
     Returns:
         The config of each layer that has parameters, by the layer's path in `variables["params"]` or
-        `nnx.state(model)`, parts joined with `/`; `""` for a model that is itself such a layer. The config of layers
+        `nnx.state(model)`, with parts joined by `/`; `""` for a model that is itself such a layer. The config of layers
         stacked by `nn.scan`, `nn.vmap` or `nnx.vmap` also says along which axes (`stack_axes`).
 
     Raises:
-        TypeError: `model` is neither, or the arguments are not those of its call.
+        TypeError: `model` is neither a Linen nor an NNX model, or the arguments are not those of its call.
         ValueError: no config would be right. A wrapper (`nn.WeightNorm`, `nn.map_variables`) computes a weight from
-            what is stored, and the layer has a regularizer or constraint of that weight or `trainable=False`; weights
+            what is stored, and the layer has a regularizer or constraint for that weight or `trainable=False`; weights
             are stored under other names; layers that share weights do not agree; or only a call could tell.
 
     Example:
@@ -52,17 +52,17 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
         layers_2 SeparableConv1DConfig(filters=4, kernel_size=5, name='layers_2')
     """
     if not isinstance(model, nn.Module):
-        # flax.nnx is slow to import. Whoever has such a model has imported it already.
+        # flax.nnx is slow to import. Whoever has an NNX model has imported it already.
         from flax_sepconv._layer_configs.nnx import is_functional, layer_configs_of_nnx
 
         if not is_functional(model):
             return layer_configs_of_nnx(model, args, kwargs)
     _check_arguments(model, args, kwargs)
-    # Linen modules fall back on "params", NNX modules within them on "default", which few transforms pass on.
+    # Linen modules fall back on "params"; NNX modules within them fall back on "default", which few transforms pass on.
     rngs = dict.fromkeys(("params", "dropout", "default"), jax.random.key(0))
     variables = jax.eval_shape(*of_arrays(functools.partial(model.init, rngs), args, kwargs))
     stored = stored_in(variables)
-    # Where parameters are mutable, models take them for not there yet; loss terms would be computed for nothing.
+    # Models take mutable parameters to be missing still, and mutable losses would be computed for nothing.
     mutable = [name for name in variables if name not in ("params", "losses", "intermediates")]
     found = calls(functools.partial(model.apply, rngs=rngs, mutable=mutable), variables, args, kwargs)
     if isinstance(model, nn.Module) and (_holders(stored) - set(configs_of(found, stored, root=("params",)))):
@@ -72,7 +72,7 @@ def layer_configs(model: Any, *args: Any, **kwargs: Any) -> dict[str, SeparableC
 
 
 def _holders(stored: list[Stored]) -> set[str]:
-    """Returns the paths that hold a weight by the name of this layer's."""
+    """Returns the paths that hold a weight with a name that only this layer has."""
     return {
         "/".join(item.path[1:-1])
         for item in stored
@@ -81,7 +81,7 @@ def _holders(stored: list[Stored]) -> set[str]:
 
 
 def _initialize(model: nn.Module, rngs, variables, *args, method=None, **kwargs):
-    """Calls a model as `init` does, but with its variables: some layers are called there alone."""
+    """Calls a model as `init` does, but with its variables: some layers are called by `init` only."""
 
     def call(scope):
         module = model.clone(parent=scope)

@@ -1,7 +1,7 @@
-"""A primitive by which a layer notes in a traced program that it was called, with which config and weights.
+"""A primitive by which a layer notes its call in a traced program, with its config and weights.
 
-The note is a primitive that returns the weights as they came. It exists only while `layer_configs` traces a model;
-`origins` then reads from the program which of the model's stored parameters the weights were.
+The primitive returns the weights as they came. Layers bind it only while `layer_configs` traces a model; `origins` then
+reads from the program which of the model's stored parameters the weights were.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jax.interpreters import ad, batching, mlir
 
 from flax_sepconv.config import SeparableConv1DConfig
 
-# A user context is part of jit's cache key: what was traced before under `nn.jit` is traced again.
+# A user context is part of jit's cache key, so that what `nn.jit` has traced before is traced again.
 tracing = jax.make_user_context(False)
 
 call_p = Primitive("separable_conv1d_call")
@@ -48,7 +48,7 @@ def _jvp(weights, tangents, **params):
 
 
 def _batch(weights, dims, *, own, config):
-    """`own` are the axes of one layer's weight: those that `vmap` adds are none of them."""
+    """Batches: `own` are the axes of one layer's weights, without those that `vmap` adds."""
     own = tuple(
         axes if dim is None else tuple(axis + (axis >= dim) for axis in axes)
         for axes, dim in zip(own, dims, strict=True)

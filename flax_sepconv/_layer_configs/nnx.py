@@ -1,4 +1,4 @@
-"""The configs of an NNX model's layers: read from its graph and, where arguments are given, from a call of it."""
+"""Reads the configs of an NNX model's layers from its graph and, if arguments are given, from a call of it."""
 
 from collections.abc import Iterator
 
@@ -22,12 +22,12 @@ from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.nnx import SeparableConv1D
 
-# Wrappers that compute kernels from those that are stored. Not every Flax has both.
+# Wrappers that compute kernels from the stored ones. Not every version of Flax has both.
 _NORMS = tuple(getattr(nnx, name) for name in ("SpectralNorm", "WeightNorm") if hasattr(nnx, name))
 
 
 def is_functional(model) -> bool:
-    """Returns whether a model has `init` and `apply` as Linen's have, and no parameters of its own."""
+    """Returns whether a model has `init` and `apply`, as Linen's do, and no parameters of its own."""
     return isinstance(model, bridge.Module)
 
 
@@ -108,7 +108,7 @@ def _stacked(layer: SeparableConv1D, path: str) -> SeparableConv1DConfig:
 def _read_linen(node: tuple[str, ...], module: nn.Module, stored: list[Stored], known):
     """Returns the layer that a Linen module is, with its parameters in the NNX module at `node`.
 
-    Layers within a Linen module are known by a call only.
+    Layers within a Linen module can be found by a call only.
     """
     shapes = {
         item.path[len(node) :]: item.shape
@@ -130,7 +130,7 @@ def _read_linen(node: tuple[str, ...], module: nn.Module, stored: list[Stored], 
 
 
 def _is_empty(module: nn.Module) -> bool:
-    """Returns whether a module is one of Flax's own without others in it, such as `nn.Dropout`."""
+    """Returns whether a module is one of Flax's own without submodules, such as `nn.Dropout`."""
     fields = {name: value for name, value in vars(module).items() if name != "parent"}
     return type(module).__module__.startswith("flax.") and not any(
         isinstance(leaf, nn.Module) for leaf in jax.tree.leaves(fields)

@@ -1,8 +1,8 @@
-"""Which inputs of a program the weights are that its layers are called with.
+"""Finds which inputs of a program are the weights that its layers are called with.
 
 `calls` traces a function of a model's variables and follows these through the program: through `jit`, loops, branches
-and whatever else only moves an array or adds and takes axes. Where something is computed from an input, the result is
-no longer that input, but is known to be made of it.
+and every operation that only moves an array, or adds or removes axes. The result of any other operation is no longer
+the input itself, but is known to be computed from it.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ class Origin:
     """Where an array comes from.
 
     Attributes:
-        inputs: the inputs it is made of, by position among their leaves.
-        axes: if it is an input or slices of one, the axis of the input that each of its axes is, `None` for another
-            one. `None` for an array that was computed.
+        inputs: the inputs that it is made of, by position among their leaves.
+        axes: for an input or a slice of one: the input's axis for each of the array's axes, or `None` for an added
+            axis. `None` for an array that was computed.
     """
 
     inputs: frozenset[int] = frozenset()
     axes: tuple[int | None, ...] | None = None
 
     def __or__(self, other: "Origin") -> "Origin":
-        """Returns the origin of what may be either."""
+        """Returns the origin of an array that may be either one."""
         return self if self == other else Origin(self.inputs | other.inputs)
 
 
@@ -40,7 +40,7 @@ class Call:
 
     Attributes:
         config: the layer's arguments.
-        origins: those of its weights, with their own axes alone: none that `vmap` added.
+        origins: the origins of its weights, with their own axes only: none that `vmap` added.
         shapes: the weights' shapes.
     """
 
@@ -53,7 +53,7 @@ def calls(function: Callable, variables, args: tuple, kwargs: dict) -> list[Call
     """Finds the calls of layers in `function(variables, ...)`, with origins among the leaves of `variables`."""
     call, arrays = of_arrays(function, args, kwargs)
     with tracing(True):
-        # What a program returns has to be arrays.
+        # A program must return arrays.
         program = jax.make_jaxpr(
             lambda *args: [leaf for leaf in jax.tree.leaves(call(*args)) if isinstance(leaf, jax.Array)]
         )(arrays, variables).jaxpr
@@ -68,9 +68,9 @@ def calls(function: Callable, variables, args: tuple, kwargs: dict) -> list[Call
 
 
 def of_arrays(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, list]:
-    """Makes a function of the arrays in its arguments, which may be traced, and returns those arrays too.
+    """Makes a function of the arrays in its arguments, which can be traced, and returns it with those arrays.
 
-    Whatever else is in the arguments, such as `train=False`, stays as it is.
+    Anything else in the arguments, such as `train=False`, stays as it is.
     """
     leaves, structure = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
@@ -84,12 +84,12 @@ def of_arrays(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, 
 
 
 def _follow(program: Jaxpr, inputs: Sequence[Origin], found: list[Call]) -> list[Origin]:
-    """Follows a program to the origins of its outputs, and puts the calls in it into `found`."""
+    """Follows a program to the origins of its outputs, and appends the calls in it to `found`."""
     origins = {}
 
     def write(variables, values):
         for variable, origin in zip(variables, values, strict=True):
-            # A transform that takes axes away in a way that is not known here, such as `pmap`.
+            # A transform that removes axes in a way unknown here, such as `pmap`.
             if origin.axes is not None and len(origin.axes) != getattr(variable.aval, "ndim", None):
                 origin = Origin(origin.inputs)
             origins[variable] = origin
@@ -142,7 +142,7 @@ def _outputs(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
 
 
 def _scan_sizes(params) -> tuple[int, int]:
-    """How many constants and carries a scan has, which JAX 0.12 keeps as parts of a tree."""
+    """Returns how many constants and carries a scan has, which JAX 0.12 keeps as parts of a tree."""
     if "ft_in" in params:
         consts, carry, _ = params["ft_in"].unpack()
         return len(consts), len(carry)
@@ -150,7 +150,7 @@ def _scan_sizes(params) -> tuple[int, int]:
 
 
 def _open(program) -> Jaxpr:
-    """The jaxpr within a closed one, which in JAX 0.12 may be one without."""
+    """Returns the jaxpr within a closed one; in JAX 0.12 a program may be an open one already."""
     return program.jaxpr if isinstance(program, ClosedJaxpr) else program
 
 
@@ -166,7 +166,7 @@ def _note(eqn, inputs: list[Origin], found: list[Call]) -> list[Origin]:
 
 def _loop(body: Jaxpr, consts, carry, xs, found: list[Call]) -> list[Origin]:
     xs = [x if x.axes is None else Origin(x.inputs, x.axes[1:]) for x in xs]
-    while True:  # until a further step changes nothing; origins only get less exact, so that this ends
+    while True:  # until a further step changes nothing; origins only get less exact, so this ends
         of_body = []
         out = _follow(body, [*consts, *carry, *xs], of_body)
         after = [_either(*pair) for pair in zip(carry, out[: len(carry)], strict=True)]
@@ -194,7 +194,7 @@ def _programs(values) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-# Operations whose outputs are their inputs, but for rounding.
+# Operations whose outputs are their inputs except for rounding.
 _SAME = {
     "convert_element_type", "copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name",
     "optimization_barrier", "pcast", "pvary", "reduce_precision", "reshard", "sharding_constraint", "stop_gradient",
@@ -216,7 +216,7 @@ def _slice(axes, eqn):
     return tuple(axis if before == after else None for axis, (before, after) in zip(axes, sizes, strict=True))
 
 
-# Operations that move, add or take away axes of their first input.
+# Operations that move, add or remove axes of their first input.
 _AXES: dict[str, Callable] = {
     "transpose": lambda axes, eqn: tuple(axes[i] for i in eqn.params["permutation"]),
     "broadcast_in_dim": _broadcast,

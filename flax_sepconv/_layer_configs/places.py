@@ -1,4 +1,4 @@
-"""From calls of layers to the configs of a model's stored parameters, by path, or a refusal by name."""
+"""Turns calls of layers into configs by the path of the model's stored parameters, or refuses layers by name."""
 
 import itertools
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ def configs_of(
     """Returns the config of each layer that is called, by its path.
 
     Args:
-        calls: with origins among `stored`.
+        calls: the calls, with origins among `stored`.
         stored: the model's arrays.
         root: the start of the paths of its parameters, `("params",)` in Linen.
 
     Raises:
-        ValueError: a layer's weights are not stored as the layer has them, and a loss term, constraint or freezing of
-            what is stored would not be the layer's.
+        ValueError: the layer computes with other weights than those that are stored, so a loss term, a constraint or
+            freezing would not act on the layer's own.
     """
     found: dict[tuple[str, ...], tuple[SeparableConv1DConfig, Call]] = {}
     for call in calls:
@@ -60,7 +60,7 @@ def in_order(configs: dict[str, SeparableConv1DConfig], stored: Sequence[Stored]
 
 
 def _layer_of(call: Call, stored: Sequence[Stored], root: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the path under which a layer's weights are."""
+    """Returns the path under which a layer's weights are stored."""
     weights = call.config.weights(in_features=1)
     sources = [[stored[i].path for i in sorted(origin.inputs)] for origin in call.origins]
     candidates = {
@@ -76,8 +76,8 @@ def _layer_of(call: Call, stored: Sequence[Stored], root: tuple[str, ...]) -> tu
         raise ValueError(
             f"the weights of {call.config} must be stored as parameters of one layer, under their names; they come "
             f"from {sorted({'/'.join(path) for paths in sources for path in paths})}. Where a wrapper such as "
-            "nn.map_variables stores them otherwise, keep it off this layer, or call `fsc.separable_conv1d`, which is "
-            "not a layer, with the weights."
+            "nn.map_variables stores them otherwise, remove it from this layer, or call `fsc.separable_conv1d`, which "
+            "is not a layer, with the weights."
         )
     (layer,) = layers
     for weight, origin in zip(weights, call.origins, strict=True):
@@ -95,7 +95,7 @@ def _is_stored(origin: Origin, path: tuple[str, ...], stored: Sequence[Stored]) 
 
 
 def refuse_computed(weight: Weight, config: SeparableConv1DConfig, path: str, wrapper: str) -> None:
-    """Refuses a weight that is computed from what is stored, if anything would act on what is stored."""
+    """Refuses a weight that is computed from the stored one, if anything would act on the stored one."""
     part = weight.name.removesuffix("_kernel")
     attached = {
         f"{part}_regularizer": config.trainable and weight.regularizer,
@@ -106,8 +106,8 @@ def refuse_computed(weight: Weight, config: SeparableConv1DConfig, path: str, wr
     if names:
         raise ValueError(
             f"the layer at {path!r} has {names}, but does not compute with the `{weight.name}` that is stored: a "
-            f"wrapper such as {wrapper} computes another one from it. Applied to what is stored it would mean "
-            "something else. Leave it out of this layer, or the wrapper."
+            f"wrapper such as {wrapper} computes another one from it. Applied to the stored weight, {names} would mean "
+            "something else. Remove it from this layer, or remove the wrapper."
         )
 
 
@@ -116,7 +116,7 @@ def _shown(layer: tuple[str, ...], root: tuple[str, ...]) -> str:
 
 
 def _attached(config: SeparableConv1DConfig, shapes) -> tuple:
-    """Returns what loss terms and optax transforms ask a config for."""
+    """Returns the settings that loss terms and optax transforms read from a config."""
     weights = [(w.name, w.regularizer, w.constraint) for w in config.weights(in_features=1)]
     return weights, config.trainable, getattr(config, "stack_axes", ()), shapes
 
@@ -128,7 +128,7 @@ def _config_of(call: Call, layer: tuple[str, ...], stored, root) -> SeparableCon
     single, many = list(call.shapes), list(arrays)
     own = [origin.axes for origin in call.origins if origin.axes is not None]
     if len(own) == len(call.origins):
-        # An axis of a weight is known by its place, not by its size alone.
+        # Axes of weights are told apart by their place, not by their size alone.
         single = [tuple(enumerate(shape)) for shape in single]
         many = [
             tuple((axes.index(i) if i in axes else None, size) for i, size in enumerate(shape))
@@ -158,7 +158,7 @@ def stacked(
 def ways_to_stack(single: list[tuple], stacked: list[tuple]) -> list[tuple[int, ...]]:
     """Finds the axes, the innermost transform's first, that lead from one layer's shapes to the stacked ones.
 
-    Ways that take the same axes away are one way. An axis of size 1 holds one layer wherever it is.
+    Ways that remove the same axes are one way. An axis of size 1 holds one layer wherever it is.
     """
     rank = max(map(len, stacked))
     ways = {}
@@ -172,7 +172,7 @@ def ways_to_stack(single: list[tuple], stacked: list[tuple]) -> list[tuple[int, 
 
 
 def _taken(axes: tuple[int, ...], single: tuple, stacked: tuple) -> list[tuple[int, int]] | None:
-    """Returns place and size of each axis that `axes` removes, or `None` if that does not give `single`."""
+    """Returns the place and size of each axis that `axes` removes, or `None` if the result is not `single`."""
     left, taken = list(enumerate(stacked)), []
     for axis in reversed(axes):
         if not -len(left) <= axis < len(left):
