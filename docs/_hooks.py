@@ -6,7 +6,7 @@ import nbconvert
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FIGURE = ROOT / "bench/results/cpu/ratios.png"
+FIGURE = ROOT / "bench/results/xeon/ratios.png"
 
 
 def on_files(files: Files, config) -> Files:

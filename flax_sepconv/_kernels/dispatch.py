@@ -29,7 +29,7 @@ IMPLEMENTATIONS = ("taps", "fourier", "lax")
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """The numbers of a platform; `bench/README.md` says what each buys."""
+    """The numbers of a platform; docs/performance.md says what each buys."""
 
     fft_from: int  # taps from which transforms are faster for the output and the input's gradient
     fft_kernel_from: int  # the same for the kernel's gradient
