@@ -34,11 +34,11 @@ def _output(x, kernel, *, window: Window) -> jax.Array:
     return lax.concatenate(sums, 1) if len(sums) > 1 else inside
 
 
-def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+def input_gradient(kernel, cotangent, window: Window, *, apart: bool = False) -> jax.Array:
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`; `apart` as for `output`."""
     if window.strides > 1:
         return taps.strided_input_gradient(kernel, cotangent, window=window, flat=False)
-    return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
+    return output(cotangent, lax.rev(kernel, (0,)), window.transposed(), apart=apart)
 
 
 def kernel_gradient(x, cotangent, window: Window) -> jax.Array:

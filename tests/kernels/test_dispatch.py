@@ -25,13 +25,12 @@ def form(
 
 BOUNDARIES = [
     # contraction, sizes, taps from which it is another form, and both forms
-    ("output", {}, CPU.few + 1, "few", "in_place"),
-    ("output", {"copied": True}, CPU.few + 1, "few", "taps"),
+    ("output", {"copied": True}, CPU.few + 1, "in_place", "taps"),
+    ("output", {"strides": 2, "copied": True}, CPU.few + 1, "in_place", "taps"),
+    ("input", {}, CPU.few + 1, "in_place", "taps"),
+    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
     ("output", {}, CPU.in_place + 1, "in_place", "taps"),
     ("output", {"length": 20}, 11, "in_place", "taps"),
-    ("input", {}, CPU.few + 1, "few", "taps"),
-    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
-    ("output", {"strides": 2}, CPU.few + 1, "few", "in_place"),
     ("output", {"channels": 1024}, CPU.blocked_from, "in_place", "blocked"),
     ("output", {"channels": 1024, "copied": True}, CPU.blocked_from, "taps", "blocked"),
     ("input", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
