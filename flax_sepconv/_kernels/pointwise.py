@@ -40,8 +40,8 @@ def kernel_gradient(h, cotangent, precision, parts: int = 0) -> jax.Array:
     parts = math.gcd(parts, rows)
     h, cotangent = (array.reshape(parts, rows // parts, array.shape[2]) for array in (h, cotangent))
     over = (((1,), (1,)), ((0,), (0,)))
-    sums = lax.dot_general(h, cotangent, over, precision=precision, preferred_element_type=h.dtype)
-    return lax.squeeze(sums, (0,)) if parts == 1 else lax.reduce_sum(sums, (0,))
+    sums = lax.dot_general(h, cotangent, over, precision=precision, preferred_element_type=wide(h.dtype))
+    return (lax.squeeze(sums, (0,)) if parts == 1 else lax.reduce_sum(sums, (0,))).astype(h.dtype)
 
 
 def _product(a, b, axis_a: int, axis_b: int, precision, dtype) -> jax.Array:
