@@ -174,46 +174,58 @@ class Maker:
     def arrays(self, i):
         return [self.dataset(3, 2, 1), self.dataset(1, 2, 2), *([self.dataset(2)] if i % 2 == 0 else [])]
 
+    def named_weights(self, *attributes):
+        """The root of weights by the layers' names."""
+        groups = {}
+        for i in range(self.layers):
+            leaves = ("depthwise_kernel:0", "pointwise_kernel:0", "bias:0")
+            arrays = dict(zip(leaves, self.arrays(i), strict=False))
+            names = self.attribute("weight_names", [f"s{i}/{leaf}" for leaf in arrays])
+            groups[f"s{i}"] = self.group({f"s{i}": self.group(arrays)}, names)
+        return self.group(groups, self.attribute("layer_names", [*groups]), *attributes)
+
+    def numbered_weights(self):
+        """The root of weights in Keras's own format."""
+        groups = {}
+        for i in range(self.layers):
+            arrays = {str(j): at for j, at in enumerate(self.arrays(i))}
+            named = [self.attribute("name", f"s{i}")] if self.rng.random() < 0.7 else []
+            groups[f"separable_conv1d{f'_{i}' * (i > 0)}"] = self.group({"vars": self.group(arrays, *named)})
+        return self.group({"layers": self.group(groups)})
+
+    def texts(self):
+        texts = {"metadata.json": {"keras_version": "3.3.3"}, "config.json": self.config()}
+        return {name: json.dumps(value).encode() for name, value in texts.items()}
+
     def h5(self):
         def root():
-            groups = {}
-            for i in range(self.layers):
-                leaves = ("depthwise_kernel:0", "pointwise_kernel:0", "bias:0")
-                arrays = dict(zip(leaves, self.arrays(i), strict=False))
-                names = self.attribute("weight_names", [f"s{i}/{leaf}" for leaf in arrays])
-                groups[f"s{i}"] = self.group({f"s{i}": self.group(arrays)}, names)
-            weights = self.group(groups, self.attribute("layer_names", [*groups]))
             texts = {"keras_version": "2.15.0", "model_config": json.dumps(self.config())}
-            return self.group({"model_weights": weights}, *(self.attribute(*each) for each in texts.items()))
+            attributes = [self.attribute(*each) for each in texts.items()]
+            return self.group({"model_weights": self.named_weights()}, *attributes)
 
         return self.hdf5(root)
 
-    def keras(self):
-        def root():
-            groups = {}
-            for i in range(self.layers):
-                arrays = {str(j): at for j, at in enumerate(self.arrays(i))}
-                named = [self.attribute("name", f"s{i}")] if self.rng.random() < 0.7 else []
-                groups[f"separable_conv1d{f'_{i}' * (i > 0)}"] = self.group(
-                    {"vars": self.group(arrays, *named)}
-                )
-            return self.group({"layers": self.group(groups)})
+    def alone(self):
+        """Weights alone and the config for them."""
+        numbered = self.rng.random() < 0.5
+        version = lambda: self.attribute("keras_version", "2.15.0")  # noqa: E731
+        root = self.numbered_weights if numbered else lambda: self.named_weights(version())
+        return self.hdf5(root), json.dumps(self.config()).encode()
 
-        texts = {"metadata.json": {"keras_version": "3.3.3"}, "config.json": self.config()}
-        members = {name: json.dumps(value).encode() for name, value in texts.items()}
+    def folder(self):
+        """The files of a folder of Keras 3's by name."""
+        return self.texts() | {"model.weights.h5": self.hdf5(self.numbered_weights)}
+
+    def keras(self):
         out, directory = b"", b""
-        for name, data in (members | {"model.weights.h5": self.hdf5(root)}).items():
+        members = self.folder()
+        for name, data in members.items():
             at, size, crc, raw = len(out), len(data), zlib.crc32(data), name.encode()
             same = (20, 0, 0, 0, 33, crc, size, size, len(raw), 0)
             out += b"PK\3\4" + self.pack("HHHHHIIIHH", *same) + raw + data
             directory += b"PK\1\2" + self.pack("HHHHHHIIIHHHHHII", 20, *same, 0, 0, 0, 0, at) + raw
-        count = len(members) + 1
-        return (
-            out
-            + directory
-            + b"PK\5\6"
-            + self.pack("HHHHIIH", 0, 0, count, count, len(directory), len(out), 0)
-        )
+        end = self.pack("HHHHIIH", 0, 0, len(members), len(members), len(directory), len(out), 0)
+        return out + directory + b"PK\5\6" + end
 
     def saved_model(self):
         """The files of a folder by name."""
@@ -256,7 +268,7 @@ class Maker:
 
 def case(rng, folder):
     """Writes a file with a lie or two, and returns its path."""
-    kind = rng.choice(["keras", "keras", "h5", "h5", "saved_model"])
+    kind = rng.choice(["keras", "keras", "h5", "h5", "saved_model", "alone", "folder"])
     seed, layers = rng.random(), rng.choice([1, 2, 2, 3, 30])
     sound = Maker(type(rng)(seed), layers=layers)
     getattr(sound, kind)()
@@ -264,6 +276,10 @@ def case(rng, folder):
     shares = rng.choice([0, 0, 0, 0.02, 0.2])
     made = getattr(Maker(type(rng)(seed), lies, shares, layers), kind)()
     target = folder / f"built.{kind}"
+    target.with_name(f"{target.name}.json").unlink(missing_ok=True)
+    if isinstance(made, tuple):
+        made, config = made
+        target.with_name(f"{target.name}.json").write_bytes(config)
     if isinstance(made, bytes):
         target.write_bytes(made)
         return target

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.interop import fuzz
+from tests.interop import damage, fuzz
 
-IDS = [f"{path.parent.name}/{path.name}" for path in fuzz.FILES]
+IDS = [f"{path.parent.name}/{path.name}" if fuzz.DATA in path.parents else path.name for path in fuzz.FILES]
 
 
 @pytest.mark.parametrize("path", fuzz.FILES, ids=IDS)
@@ -32,5 +32,5 @@ def test_a_file_cut_off_anywhere_is_refused_or_loaded(path, tmp_path):
 
 def test_what_says_it_is_large_is_refused(tmp_path):
     for seed in range(30):
-        (tmp_path / "bomb.keras").write_bytes(fuzz.bombs(random.Random(seed)))
+        (tmp_path / "bomb.keras").write_bytes(damage.bombs(random.Random(seed)))
         assert fuzz.outcome(tmp_path / "bomb.keras") == "refused"
