@@ -1,13 +1,17 @@
 """Damaged files are refused or loaded, and nothing else: `fuzz` in a short form."""
 
+import contextlib
 import pathlib
 import random
 import tempfile
 
+import pyfive
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flax_sepconv.interop._files import byte_source, hdf5
+from flax_sepconv.interop._files.budget import Budget
 from tests.interop import damage, fuzz
 
 IDS = [f"{path.parent.name}/{path.name}" if fuzz.DATA in path.parents else path.name for path in fuzz.FILES]
@@ -34,3 +38,20 @@ def test_what_says_it_is_large_is_refused(tmp_path):
     for seed in range(30):
         (tmp_path / "bomb.keras").write_bytes(damage.bombs(random.Random(seed)))
         assert fuzz.outcome(tmp_path / "bomb.keras") == "refused"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in fuzz.FILES if path.suffix == ".h5"], ids=lambda path: path.name
+)
+def test_another_reader_finds_the_same_arrays(path):
+    with contextlib.ExitStack() as stack, pyfive.File(path) as theirs:
+        ours = hdf5.File(byte_source.opened(path, stack), Budget(), stack).root
+        names = []
+        theirs.visititems(lambda name, each: names.append(name) if isinstance(each, pyfive.Dataset) else None)
+        arrays = [f"{group.path}/{name}" for group in ours.walk() for name in group.names()]
+        arrays = [name.removeprefix("/") for name in arrays if isinstance(ours.get(name), hdf5.Dataset)]
+        assert {*arrays} == {*names}
+        for name in names:
+            array = ours.get(name)
+            if array.is_float:  # bytes, since bfloat16 has no name in HDF5
+                assert array.read().tobytes() == theirs[name][...].tobytes()
