@@ -44,9 +44,9 @@ class CPUTuning(Tuning):
     """The numbers of a CPU."""
 
     fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
-    few: int  # taps up to which `few` is used
+    few: int  # taps up to which no form copies the input
     few_block: int  # outputs in a block of the kernel's gradient in `few`, at least
-    in_place: int  # taps up to which the output is computed in place
+    in_place: int  # taps up to which an output without derivatives is computed in place
     width: int  # taps in one sum of `kernel_gradient`, at most
     block: int  # outputs in one block of `kernel_gradient`, about
     lanes: int  # channels in a block of `blocked`, and the fewest channels that it is used for
