@@ -12,6 +12,7 @@ from flax_sepconv._tree import leaves_of
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._files import separable_layers
+from flax_sepconv.interop._files.given_config import GivenConfig
 from flax_sepconv.interop._files.model_file import Found, ModelFile
 from flax_sepconv.interop._files.rewrite import Write, rewrite
 
@@ -19,7 +20,7 @@ from flax_sepconv.interop._files.rewrite import Write, rewrite
 def load(
     path: str | os.PathLike[str],
     *,
-    config: Any = None,
+    config: GivenConfig | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     strict: bool = True,
 ) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
@@ -82,7 +83,7 @@ def save(
     params: Mapping[str, Any],
     out: str | os.PathLike[str],
     *,
-    config: Any = None,
+    config: GivenConfig | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.

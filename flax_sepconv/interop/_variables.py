@@ -9,13 +9,17 @@ import jax
 from flax_sepconv._messages import shown
 from flax_sepconv.interop._arrays import on_device
 from flax_sepconv.interop._files import model_file
+from flax_sepconv.interop._files.given_config import GivenConfig
 from flax_sepconv.interop._files.placing import Placed
 from flax_sepconv.interop._files.rewrite import Write, rewrite
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, from_flax, to_flax
 
 
 def load_variables(
-    path: str | os.PathLike[str], *, config: Any = None, custom_objects: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    *,
+    config: GivenConfig | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Reads every weight of a Keras model's file, as a Flax model with the same names takes them.
 
@@ -70,7 +74,7 @@ def save_variables(
     variables: Mapping[str, Any],
     out: str | os.PathLike[str],
     *,
-    config: Any = None,
+    config: GivenConfig | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a copy of a Keras model's file with the weights of Flax's variables in all its layers.
@@ -111,7 +115,7 @@ def save_variables(
     )
 
 
-def layers(path: str | os.PathLike[str], *, config: Any = None) -> dict[str, KerasLayer]:
+def layers(path: str | os.PathLike[str], *, config: GivenConfig | None = None) -> dict[str, KerasLayer]:
     """Reads every layer of a Keras model's file as Keras has it, for whatever Flax has no counterpart of.
 
     Args:

@@ -55,11 +55,6 @@ class Cube:
         return self.factor * jnp.sum(jnp.abs(w) ** 3)
 
 
-@pytest.fixture(scope="module", params=["keras", "tf_keras"])
-def keras(request):
-    return importlib.import_module(request.param)
-
-
 def registered(keras):
     """A regularizer and a class made from the layer, in Keras."""
     register = keras.saving.register_keras_serializable("mine")
@@ -248,43 +243,3 @@ def test_an_initializer_that_cannot_draw_stops_no_file(made, initializer, tmp_pa
         fsc.SeparableConv1DConfig.from_config(config.get_config())
     safetensors.save(tmp_path / "layers", {"plain": (config, params)})
     assert safetensors.load(tmp_path / "layers")["plain"][0] == config
-
-
-@pytest.mark.filterwarnings("ignore:The `keras.*serialize:UserWarning")
-def test_live_layers_keep_what_is_the_users(keras):
-    def positive(w):
-        return jnp.maximum(w, 0)
-
-    def nothing(shape, dtype=None):
-        return np.zeros(shape)
-
-    layer = keras.layers.SeparableConv1D(
-        4,
-        3,
-        activation=in_jax,
-        depthwise_constraint=positive,
-        pointwise_initializer=nothing,
-    )
-    layer.build((None, None, 3))
-    config, params = files.from_layer(layer)
-    assert config.activation is in_jax
-    assert config.depthwise_constraint is positive
-    with pytest.raises(ValueError, match="cannot draw others"):
-        fsc.init_params(jax.random.key(0), 3, config)
-    assert fsc.separable_conv1d(params, X, config).shape == (2, 10, 4)
-    again = fsc.SeparableConv1D.from_config(
-        layer.get_config(),
-        activation=in_jax,
-        depthwise_constraint=positive,
-        pointwise_initializer="zeros",
-    )
-    assert again.config.activation is in_jax
-
-
-def test_what_jax_cannot_trace_is_given_by_its_name(keras):
-    layer = keras.layers.SeparableConv1D(4, 3, activation=scaled_tanh, name="custom")
-    layer.build((None, None, 3))
-    with pytest.raises(TypeError, match=r"layer` 'custom': .* `custom_objects=\{'scaled_tanh': ...\}`"):
-        files.from_layer(layer)
-    config, params = files.from_layer(layer, custom_objects={"scaled_tanh": in_jax})
-    np.testing.assert_allclose(fsc.separable_conv1d(params, X, config), layer(X), rtol=1e-5, atol=1e-5)

@@ -279,35 +279,3 @@ def test_a_live_model_is_what_its_file_is(made):
     assert {name: config for name, (config, _) in layers.items()} == {
         n: config for n, (config, _) in loaded.items()
     }
-
-
-def test_live_classes_of_ones_own(made):
-    keras, _, _, _ = made
-
-    class Own(keras.layers.SeparableConv1D):
-        def __init__(self, *args, mine=3, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.mine = mine
-
-        def get_config(self):
-            return super().get_config() | {"mine": self.mine}
-
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.hidden, self.out = Own(4, 3, name="hidden"), keras.layers.Dense(2, name="out")
-
-        def call(self, x):
-            return self.out(self.hidden(x))
-
-        def get_config(self):
-            raise NotImplementedError
-
-    model = Subclassed()
-    model(np.zeros((1, 8, 3), "float32"))
-    layers, variables = files.from_model(model)
-    assert layers["hidden"][0].kernel_size == 3
-    assert jax.tree.map(np.shape, variables["params"]["out"]) == {"kernel": (4, 2), "bias": (2,)}
-    assert [*variables["params"]] == ["hidden", "out"]
-    with pytest.raises(TypeError, match="`model` must be a model of Keras's; got 3"):
-        files.from_model(3)

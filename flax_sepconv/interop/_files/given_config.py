@@ -9,13 +9,16 @@ import json
 import os
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from flax_sepconv._messages import shown
 from flax_sepconv.config import SeparableConv1DConfig
 from flax_sepconv.interop._files import byte_source, untrusted_json
 from flax_sepconv.interop._files.description import Layer, Settings
 from flax_sepconv.interop._files.reading import Reading
+
+GivenConfig: TypeAlias = str | bytes | os.PathLike[str] | Mapping[str, Any]
+"""Any of these forms."""
 
 WANTED = (
     "what the model's `to_json()` gives, as text, as a dict or as the path of a file of it, or a SeparableConv1DConfig "

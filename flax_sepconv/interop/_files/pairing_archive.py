@@ -123,6 +123,7 @@ class _Below:
     """
 
     def __init__(self, parent: Group):
+        self._budget = parent.file.budget
         self._groups: dict[str | None, dict[Form, list[Group]]] = {}
         for group in parent.walk():
             found = form(_vars(group))
@@ -149,11 +150,11 @@ class _Below:
     def _unused(self, name: str | None, layer: Layer, used: set[int]) -> list[Group]:
         """The unused groups of that name that fit a layer."""
         found, forms = [], self._groups.get(name, {})
+        self._budget.step(1 + len(forms))
         for each in fitting(layer, forms):
             forms[each] = [group for group in forms[each] if group.address not in used]
             found += forms[each]
-        if found:
-            found[0].file.budget.step(len(found) + len(forms))
+        self._budget.step(len(found))
         return found
 
 
