@@ -12,16 +12,20 @@ from flax_sepconv._window import Window
 
 def output(x, kernel, window: Window, *, apart: bool = False) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`; with `apart`, XLA does not fuse it with other operations."""
-    return (xla.unfused(_output) if apart else _output)(x, kernel, window=window)
+    return (
+        xla.unfused(_output)(x, kernel, window=window, flat=True)
+        if apart
+        else _output(x, kernel, window=window)
+    )
 
 
-def _output(x, kernel, *, window: Window) -> jax.Array:
+def _output(x, kernel, *, window: Window, flat: bool = False) -> jax.Array:
     steps = {"stride": window.strides, "dilation": window.dilation}
 
     def at_edge(start: int, stop: int) -> list[jax.Array]:
         if start == stop:
             return []
-        read = _samples_read(x, window, start, stop)
+        read = _samples_read(x, window, start, stop, flat)
         return [taps.sums(read, kernel, count=stop - start, **steps)]
 
     outputs, (first, last) = window.output_length, window.interior
@@ -50,10 +54,10 @@ def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
     return lax.concatenate([lax.reduce_sum(term, (0, 1))[None] for term in each], 0)
 
 
-def _samples_read(x, window: Window, start: int, stop: int) -> jax.Array:
-    """Returns the samples that outputs from `start` to `stop` read, with zeros outside of `x`."""
+def _samples_read(x, window: Window, start: int, stop: int, flat: bool = False) -> jax.Array:
+    """Returns the samples that outputs from `start` to `stop` read, with zeros outside of `x`; `flat` as for `pad`."""
     first = start * window.strides - window.low
     last = (stop - 1) * window.strides - window.low + window.span
     inside = lax.slice_in_dim(x, min(max(first, 0), window.length), min(max(last, 0), window.length), 1, 1)
     before, after = max(-first, 0), max(last - window.length, 0)
-    return taps.pad(inside, min(before, last - first), min(after, last - first), flat=False)
+    return taps.pad(inside, min(before, last - first), min(after, last - first), flat)
