@@ -26,7 +26,7 @@ from flax_sepconv.interop import _tensors, keras, safetensors
 from flax_sepconv.interop._files import separable_layers
 from flax_sepconv.interop._flax_layers import to_flax
 
-_FILE = "a .keras archive, a whole-model .h5 file, a SavedModel folder of Keras 2, or what `convert` wrote"
+_FILE = "a .keras archive, an .h5 file, a model's folder, or what `convert` wrote"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +92,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     for command in (inspect, convert):
         command.add_argument("file", metavar="FILE", help=_FILE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        command.add_argument(
+            "--config",
+            metavar="JSON",
+            help="the model's to_json() in a file, where a .h5 file holds weights alone",
+        )
     convert.add_argument("out", metavar="OUT", help="the file to write")
     convert.add_argument(
         "--all", action="store_true", help="write every layer, as Flax's variables, without configs"
@@ -104,7 +109,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _inspect(options: argparse.Namespace, prog: str) -> str:
-    rows = _rows(options.file, prog)
+    rows = _rows(options, prog)
     if not options.json:
         return _report.table(options.file, rows)
     described = {
@@ -124,12 +129,13 @@ def _inspect(options: argparse.Namespace, prog: str) -> str:
 
 def _convert(options: argparse.Namespace, prog: str) -> str:
     _check_out(options)
+    into = {"config": options.config} if _tensors.is_safetensors(options.file) else {}
     if options.all:
-        variables = _variables(options.file)
+        variables = _variables(options)
         if not variables:
             raise ValueError(f"{options.file}: no weights; nothing is written")
         if options.into:
-            keras.save_variables(options.into, variables, options.out)
+            keras.save_variables(options.into, variables, options.out, **into)
         elif _tensors.is_safetensors(options.file):
             raise ValueError(
                 f"{options.file} holds variables already; pass --into MODEL to have them in Keras"
@@ -139,11 +145,12 @@ def _convert(options: argparse.Namespace, prog: str) -> str:
         arrays, names = [*variables.values()], {"arrays": [*variables]}
         summary = f"{len(arrays)} arrays, {_report.count(arrays):,} parameters"
     else:
-        layers = _read(options.file, prog)
+        layers = _read(options, prog)
         if not layers:
             raise ValueError(f"{options.file}: no SeparableConv1D layers; nothing is written")
         if options.into:
-            keras.save(options.into, {name: params for name, (_, params) in layers.items()}, options.out)
+            params = {name: params for name, (_, params) in layers.items()}
+            keras.save(options.into, params, options.out, **into)
         else:
             safetensors.save(options.out, layers)
         rows = _separable(layers)
@@ -172,8 +179,9 @@ def _check_out(options: argparse.Namespace) -> None:
         )
 
 
-def _rows(path: str, prog: str) -> dict[str, Row]:
+def _rows(options: argparse.Namespace, prog: str) -> dict[str, Row]:
     """Reads everything that a file tells about its layers."""
+    path = options.file
     if _tensors.is_safetensors(path):
         if not safetensors.has_variables(path):
             return _separable(safetensors.read(path))
@@ -183,9 +191,9 @@ def _rows(path: str, prog: str) -> dict[str, Row]:
             leaf = leaf if collection == "params" else f"{collection}/{leaf}"
             found.setdefault("/".join(layer), {})[leaf] = array
         return {name: Row(None, None, weights) for name, weights in found.items()}
-    separable = _separable(_read(path, prog, strict=False))
+    separable = _separable(_read(options, prog, strict=False))
     try:
-        every = keras.layers(path)
+        every = keras.layers(path, config=options.config)
     except ValueError as error:
         if not os.path.isdir(path):
             raise
@@ -202,21 +210,22 @@ def _separable(layers: Mapping[str, tuple[SeparableConv1DConfig, dict]]) -> dict
     return {name: Row("SeparableConv1D", config, params) for name, (config, params) in layers.items()}
 
 
-def _read(path: str, prog: str, strict: bool = True) -> dict[str, tuple[SeparableConv1DConfig, dict]]:
+def _read(options: argparse.Namespace, prog: str, strict: bool = True) -> separable_layers.Layers:
     """Reads the `SeparableConv1D` layers of a file of any kind."""
-    if _tensors.is_safetensors(path):
-        return safetensors.read(path)
-    layers, notes = separable_layers.read(path, strict=strict)
+    if _tensors.is_safetensors(options.file):
+        return safetensors.read(options.file)
+    layers, notes = separable_layers.read(options.file, config=options.config, strict=strict)
     for note in notes:
         _say(prog, f"note: {note}")
     return layers
 
 
-def _variables(path: str) -> dict[str, Any]:
+def _variables(options: argparse.Namespace) -> dict[str, Any]:
     """Reads every weight of a file of any kind, by the joined names of Flax's variables."""
-    if _tensors.is_safetensors(path):
-        return safetensors.read_variables(path)
-    layers = {(name,) if name else (): layer for name, layer in keras.layers(path).items()}
+    if _tensors.is_safetensors(options.file):
+        return safetensors.read_variables(options.file)
+    every = keras.layers(options.file, config=options.config)
+    layers = {(name,) if name else (): layer for name, layer in every.items()}
     return {"/".join(at): value for at, value in leaves_of(to_flax(layers))[0].items()}
 
 

@@ -1,6 +1,7 @@
 """`convert --all` and `--into`: whole models to a safetensors file and back into a copy, none of them lost."""
 
 import json
+import zipfile
 
 import h5py
 import jax
@@ -101,3 +102,19 @@ def test_convert_all_says_why_nothing_is_written(arguments, message, folder, cap
     assert cli.main(["convert", *arguments]) == 1
     assert capsys.readouterr().err == f"flax-sepconv: {message}\n"
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_weights_alone_are_read_and_written_with_their_config(folder, capsys):
+    with zipfile.ZipFile("model.keras") as archive:
+        (folder / "model.json").write_bytes(archive.read("config.json"))
+        (folder / "model.weights.h5").write_bytes(archive.read("model.weights.h5"))
+    assert cli.main(["inspect", "model.weights.h5"]) == 1
+    assert "weights alone" in capsys.readouterr().err
+    config = ["--config", "model.json"]
+    assert cli.main(["inspect", "model.weights.h5", *config]) == 0
+    assert "8 layers, 3 of them SeparableConv1D, 141 parameters" in capsys.readouterr().out
+    for which in ([], ["--all"]):
+        assert cli.main(["convert", *which, "model.weights.h5", "it.safetensors", "--force", *config]) == 0
+        back = ["it.safetensors", "back.weights.h5", "--force", "--into", "model.weights.h5"]
+        assert cli.main(["convert", *which, *back, *config]) == 0
+        assert (folder / "back.weights.h5").read_bytes() == (folder / "model.weights.h5").read_bytes()
