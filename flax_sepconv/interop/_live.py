@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flax_sepconv import initializers
@@ -35,14 +36,14 @@ def keras_layer(layer: Any, children: Sequence[Any] = ()) -> KerasLayer:
 
     Args:
         layer: any built layer.
-        children: layers that it holds, whose weights are left out.
+        children: layers that it holds, whose weights are left out, as are counts and vocabularies, here and in files.
     """
     below = {id(weight) for child in children for weight in child.weights}
     config = _plain(layer) or {}
     pairs = [
         (weight, np.asarray(value))
         for weight, value in zip(layer.weights, layer.get_weights(), strict=True)
-        if id(weight) not in below
+        if id(weight) not in below and jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
     ]
     name = class_name(type(layer))
     names = weight_names(name, config, len(pairs))

@@ -91,3 +91,46 @@ def test_what_jax_cannot_trace_is_given_by_its_name(keras):
         files.from_layer(layer)
     config, params = files.from_layer(layer, custom_objects={"scaled_tanh": in_jax})
     np.testing.assert_allclose(fsc.separable_conv1d(params, X, config), layer(X), rtol=1e-5, atol=1e-5)
+
+
+def test_counts_and_vocabularies_are_no_weights(keras):
+    layers = keras.layers
+    norm, words = layers.Normalization(name="norm"), layers.TextVectorization(output_sequence_length=12)
+    norm.adapt(np.arange(6, dtype="float32").reshape(2, 3))
+    words.adapt(["a b", "c"])
+    x, text = layers.Input((8, 3)), layers.Input((1,), dtype="string")
+    embedded = layers.Embedding(20, 4, name="embedding")(words(text))
+    model = keras.Model([x, text], [layers.SeparableConv1D(2, 3, name="sep")(norm(x)), embedded])
+    params = files.from_model(model).variables["params"]
+    assert {name: sorted(weights) for name, weights in params.items()} == {
+        "norm": ["mean", "variance"],
+        "sep": ["bias", "depthwise_kernel", "pointwise_kernel"],
+        "embedding": ["embedding"],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.filterwarnings("ignore:.*__array__ implementation doesn't accept a copy keyword.*")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_no_weight_of_a_class_of_ones_own_is_lost(suffix, tmp_path):
+    keras = importlib.import_module("keras")  # the only one that saves such a model as .h5
+
+    class Own(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.blocks = [keras.layers.SeparableConv1D(4, 3), keras.layers.Dense(3)]
+            self.out = keras.layers.Dense(2)
+
+        def call(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.out(x)
+
+    model = Own()
+    model(np.zeros((1, 12, 3), "float32"))
+    path, copy = tmp_path / f"model{suffix}", tmp_path / "copy"
+    model.save(path)
+    variables = files.load_variables(path)
+    assert sum(each.size for each in jax.tree.leaves(variables)) == model.count_params()
+    files.save_variables(path, variables, copy)
+    assert copy.read_bytes() == path.read_bytes()

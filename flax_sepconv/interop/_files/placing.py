@@ -25,6 +25,8 @@ from flax_sepconv.interop._flax_layers import KerasLayer, Path, is_known, named,
 _NO_LAYERS = ("optimizer", "metrics")
 # The state of a random generator, which is no weight.
 _SEED = "seed_generator"
+# The group of the weights that a model has itself, in an HDF5 file.
+_TOP_LEVEL = "top_level_model_weights"
 _STEPS = 10  # for each group on the way to an array, and each array
 
 
@@ -102,11 +104,19 @@ def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
     """
     places: dict[Layer, list[dict[str, Dataset]]] = collections.defaultdict(list)
     outermost = holders(model, root)
-    for name in dict.fromkeys((*attribute_list(root, "layer_names"), "top_level_model_weights")):
+    undescribed: dict[str, Dataset] = {}  # of layers that a class of somebody's own has not in its config
+    for name in dict.fromkeys((*attribute_list(root, "layer_names"), _TOP_LEVEL)):
         group = root.group(name)
-        if group is not None:
-            for layer, arrays in _shared_out(outermost.get(name, model), group).items():
+        if group is None:
+            continue
+        for layer, arrays in _shared_out(outermost.get(name, model), group).items():
+            if layer is model:
+                prefix = "" if name == _TOP_LEVEL else f"{name}/"
+                undescribed |= {f"{prefix}{leaf.removeprefix(prefix)}": each for leaf, each in arrays.items()}
+            else:
                 places[layer.original].append(arrays)
+    if undescribed:
+        places[model].append(undescribed)
     return _by_path(model, places)
 
 
