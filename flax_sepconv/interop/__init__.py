@@ -4,8 +4,8 @@
     interop.torch           the state dict of a depthwise and a pointwise `Conv1d`
     interop.safetensors     parameters and configs in a file that every framework reads
 
-Each is imported when it is first asked for, none with `flax_sepconv`. Keras and PyTorch are needed only to make
-objects of theirs, by `to_layer` and `to_state_dict`.
+Each module is imported on first use, and none with `flax_sepconv`. Keras and PyTorch are needed only by `to_layer` and
+`to_state_dict`, which make their objects.
 """
 
 import importlib

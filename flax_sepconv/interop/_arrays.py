@@ -1,4 +1,4 @@
-"""Arrays on their way to JAX, in exactly the dtype they have."""
+"""Moves arrays to JAX in exactly the dtype they have."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def on_device(array: Any, name: str) -> jax.Array:
-    """A copy of an array, of the same dtype, on JAX's default device.
+    """Copies an array to JAX's default device, in the same dtype.
 
     Args:
-        array: what NumPy makes an array of.
+        array: anything that NumPy makes an array of.
         name: what messages call it.
 
     Raises:

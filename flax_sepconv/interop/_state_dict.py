@@ -1,14 +1,14 @@
-"""A convolution in PyTorch's state dict: one weight, under whatever names it stands and whatever is folded into it.
+"""Reads a convolution from PyTorch's state dict as one weight and one bias, whatever is folded into them.
 
 | in the state dict | weight |
 | --- | --- |
 | `weight` | as it is |
 | `weight_g`, `weight_v` | `g * v / ‖v‖`, the norm over the axes where `g` has one entry |
-| `parametrizations.weight.original0`, `original1` | likewise, as newer versions name them |
+| `parametrizations.weight.original0`, `original1` | the same, by the names of newer versions |
 | `weight` `(C, 1, 1, K)` or `(C, 1, K, 1)` of a `Conv2d` | `(C, 1, K)` |
 
-A BatchNorm in eval mode behind it is affine in each channel, `y ↦ scale * y + shift`, so it becomes
-`scale * weight` and `scale * bias + shift`. All of this is in float64, to be rounded once.
+A BatchNorm in eval mode after it is affine in each channel, `y ↦ scale * y + shift`, so the two become
+`scale * weight` and `scale * bias + shift`. All of this is computed in float64, to be rounded once.
 """
 
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ class Convolution(NamedTuple):
     """A convolution along one axis.
 
     Attributes:
-        key: the name in the state dict of what has the weight's shape.
-        shape: the shape that it has there.
-        weight: `(out_channels, in_channels / groups, kernel_size)` in float64, or as it is where it is no such.
+        key: the name in the state dict of the array with the weight's shape.
+        shape: its shape there.
+        weight: `(out_channels, in_channels / groups, kernel_size)` in float64; unchanged if it has another rank.
         bias: `(out_channels,)` in float64, or `None`.
-        dtypes: those of all that the weight and the bias come from.
+        dtypes: the dtypes of all arrays that the weight and the bias come from.
     """
 
     key: str
@@ -43,16 +43,16 @@ class Convolution(NamedTuple):
 
 
 def convolution(state_dict: Mapping[str, Any], prefix: str, part: str) -> Convolution:
-    """The convolution under a prefix.
+    """Reads the convolution under a prefix.
 
     Args:
         state_dict: tensors or arrays by name.
-        prefix: what stands before `weight`.
-        part: what the argument is called that gave the prefix.
+        prefix: the prefix of `weight`.
+        part: the name of the argument that gave the prefix.
 
     Raises:
-        ValueError: there is no weight, or it and its bias do not fit together.
-        TypeError: `state_dict` is no mapping, or what stands there is no floating array.
+        ValueError: there is no weight, or its bias does not fit it.
+        TypeError: `state_dict` is not a mapping, or holds anything but floating arrays there.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
@@ -79,18 +79,18 @@ def convolution(state_dict: Mapping[str, Any], prefix: str, part: str) -> Convol
 def with_batch_norm(
     before: Convolution, state_dict: Mapping[str, Any], prefix: str, eps: float, argument: str
 ) -> Convolution:
-    """A convolution and the BatchNorm behind it, in eval mode, as one convolution.
+    """Folds a BatchNorm in eval mode into the convolution before it.
 
     Args:
         before: the convolution.
         state_dict: tensors or arrays by name.
-        prefix: what stands before `running_mean` in the names of the BatchNorm.
+        prefix: the prefix of `running_mean` in the names of the BatchNorm.
         eps: its `eps`.
-        argument: what the argument is called that gave the prefix.
+        argument: the name of the argument that gave the prefix.
 
     Raises:
         ValueError: there is no such BatchNorm, or it has another number of channels.
-        TypeError: what stands there is no floating array.
+        TypeError: `state_dict` holds anything but floating arrays there.
     """
     keys = [f"{prefix}{name}" for name in ("running_mean", "running_var", "weight", "bias")]
     if not all(key in state_dict for key in keys[:2]):
@@ -115,7 +115,7 @@ def with_batch_norm(
 def names_between(
     state_dict: Mapping[str, Any], first: str, second: str, batch_norm: str | None
 ) -> list[str]:
-    """The names that stand between those of two modules and are not of the BatchNorm that is folded."""
+    """Lists the names between those of two modules, without those of the BatchNorm that is folded."""
     keys = [str(key) for key in state_dict]
     begin, end = ([at for at, key in enumerate(keys) if key.startswith(prefix)] for prefix in (first, second))
     between = keys[begin[-1] + 1 : end[0]] if begin and end else []
@@ -123,7 +123,7 @@ def names_between(
 
 
 def _normalized(v: np.ndarray, g: np.ndarray, key: str) -> np.ndarray:
-    """What `weight_norm` makes of a direction and a length."""
+    """Computes the weight that `weight_norm` makes from a direction and a length."""
     if g.ndim not in (0, v.ndim) or any(
         size not in (1, of) for size, of in zip(g.shape, v.shape, strict=False)
     ):
@@ -137,7 +137,7 @@ def _normalized(v: np.ndarray, g: np.ndarray, key: str) -> np.ndarray:
 
 
 def _channels(state_dict: Mapping[str, Any], key: str, channels: int, weight: str) -> np.ndarray | None:
-    """An array of one entry for each channel, or `None` where there is none."""
+    """Returns an array with one entry for each channel, or `None` if there is none."""
     if key not in state_dict:
         return None
     array = _array(key, state_dict[key])
@@ -150,7 +150,7 @@ def _channels(state_dict: Mapping[str, Any], key: str, channels: int, weight: st
 
 
 def _array(key: str, value) -> np.ndarray:
-    """A copy of a tensor, or of an array, in its own dtype."""
+    """Copies a tensor or an array in its own dtype."""
     try:
         dtype = _arguments.float_dtype("dtype", str(value.dtype).removeprefix("torch."))
     except (AttributeError, TypeError):
@@ -178,6 +178,6 @@ def _missing(state_dict: Mapping[str, Any], prefix: str, part: str) -> str:
 
 
 def _shown(state_dict: Mapping[str, Any], prefix: str) -> str:
-    """The names under a prefix for a message, or where there are none any."""
+    """Lists the names under a prefix for a message, or all names if there are none."""
     names = [str(key) for key in state_dict if str(key).startswith(prefix)] or list(map(str, state_dict))
     return ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "") or "an empty one"

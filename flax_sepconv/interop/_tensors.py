@@ -1,4 +1,4 @@
-"""Files of the safetensors format: arrays of floats by name. Files are as untrusted as Keras's."""
+"""Files in the safetensors format: arrays of floats by name. They are as untrusted as Keras's files."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ DTYPES = dict(zip(("F16", "BF16", "F32", "F64"), FLOATS, strict=True))
 def write(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a file, which is then there whole or not at all."""
+    """Writes a file either whole or not at all."""
     content = _package().numpy.save(dict(tensors), metadata)
     with replacing(path) as file:
         file.write(content)
@@ -26,7 +26,7 @@ def write(
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
-    """A file of this format; whatever is wrong with it is an error that says what it does not hold."""
+    """Opens a file of this format; errors about its content say what it does not hold."""
     package = _package()
     with contextlib.ExitStack() as stack:
         try:
@@ -40,7 +40,7 @@ def opened(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as one of this format does: with a length and JSON."""
+    """Returns whether a file begins as this format does: with a length and JSON."""
     if not os.path.isfile(path):
         return False
     with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
 
 
 def floating(value: Any, argument: str) -> np.ndarray:
-    """An array as the package takes it, or an error that names it."""
+    """Returns an array as the package takes it; an error names the argument."""
     array = np.asarray(value, order="C")
     if array.dtype not in FLOATS:
         raise TypeError(f"{argument} must hold floating-point numbers; got {array.dtype}.")
@@ -57,7 +57,7 @@ def floating(value: Any, argument: str) -> np.ndarray:
 
 
 def _package() -> Any:
-    """The package of this name, on first use."""
+    """Imports the package of this name, on first use."""
     try:
         import safetensors.numpy
     except ImportError:

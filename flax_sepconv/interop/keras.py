@@ -1,4 +1,4 @@
-"""Keras's files and live layers, there and back, without Keras or TensorFlow.
+"""Reads and writes Keras's files without Keras or TensorFlow, and converts live layers.
 
     load(path)  ─► {"encoder/separable_conv1d": (config, params), ...}
     save(path, {"encoder/separable_conv1d": params}, out)       the same file with these weights in it
@@ -7,23 +7,23 @@
     save_variables(path, variables, out)
     layers(path) ─► {"encoder/dense": KerasLayer}                   every layer, as Keras has it
 
-reads and writes `.keras` archives and `.h5` files of Keras 2 and 3, of whole models and of weights alone (with the
-model's `to_json()` as `config`), and the folders that Keras 3 writes with `zipped=False`; it reads the SavedModel
-folders of Keras 2. What a file names and Keras does not have, `custom_objects` says, as in Keras.
+These functions read and write `.keras` archives and `.h5` files of Keras 2 and 3, of whole models and of weights alone
+(with the model's `to_json()` as `config`), and the folders that Keras 3 writes with `zipped=False`. They read the
+SavedModel folders of Keras 2. As in Keras, `custom_objects` says what names that are not Keras's own stand for.
 
-Layers are found wherever the model's config has them: in models nested to any depth, in wrappers, in classes of one's
-own that write their layers into their config. They are keyed by the layers' names from the outermost model inwards. A
-layer that the file says is shared is there once, at its first place.
+Layers are found wherever the model's config has them: in models nested to any depth, in wrappers, and in classes of
+your own that write their layers into their config. Their keys are the layers' names from the outermost model inwards.
+A layer that the file says is shared is there once, at its first place.
 
-Files are untrusted: nothing in them is unpickled, imported or run. All that is damaged or hostile is refused as
-a `ValueError` that names the file, in bounded time and memory. `save` changes the bytes of the weights and no
-others, in a copy that takes the place of the original only when it is whole.
+Files are untrusted: nothing in them is unpickled, imported or run. A damaged or hostile file raises a `ValueError` that
+names the file, in bounded time and memory. `save` changes the bytes of the weights and no others, in a copy that
+replaces the original only when it is whole.
 
     from_layer(keras_layer) ─► config, params
     to_layer(config, params) ─► keras_layer
-    from_model(keras_model) ─► layers, variables                    as of its file
+    from_model(keras_model) ─► layers, variables                    as from its file
 
-are for where Keras is at hand. Nothing else here imports it.
+These functions take or make Keras's objects; only `to_layer` imports Keras.
 """
 
 import dataclasses
@@ -65,19 +65,19 @@ __all__ = [
 def from_layer(
     layer: Any, *, custom_objects: Mapping[str, Any] | None = None
 ) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
-    """The config and the parameters of a live Keras layer.
+    """Returns the config and the parameters of a live Keras layer.
 
-    An activation, regularizer or constraint of your own is taken as it is, for JAX to call. An initializer of your own
-    is kept in the config and refuses to draw, for Keras calls it otherwise than JAX.
+    An activation, regularizer or constraint of your own is kept as it is, for JAX to call. An initializer of your own
+    is kept in the config but refuses to draw, because Keras calls it differently than JAX.
 
     Args:
-        layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow, or of a class made from it, of which the
-            arguments of its own are left out.
-        custom_objects: what to take instead of functions and classes of your own, by their names, as for `load`.
+        layer: a built `SeparableConv1D` of Keras 3, tf_keras or TensorFlow. The arguments that a subclass adds are left
+            out.
+        custom_objects: replacements for functions and classes of your own, by their names, as for `load`.
 
     Raises:
         ValueError: the layer is not built yet, or it holds float64 while JAX's 64-bit mode is off.
-        TypeError: not such a layer, or an activation of your own that JAX cannot trace.
+        TypeError: `layer` is not such a layer, or has an activation of your own that JAX cannot trace.
 
     Example:
         >>> import keras, flax_sepconv.interop.keras as interop  # doctest: +SKIP
@@ -95,9 +95,9 @@ def from_layer(
 
 
 def _config_of(layer: Any, cls: type, custom_objects: CustomObjects) -> SeparableConv1DConfig:
-    with warnings.catch_warnings():  # that functions of one's own are hard to write to a file
+    with warnings.catch_warnings():  # Keras warns that functions of one's own are hard to write to a file
         warnings.simplefilter("ignore")
-        # A class of somebody's own may add entries to the config.
+        # A subclass may add entries to the config.
         written = cls.get_config(layer) if type(layer) is not cls else layer.get_config()
     own = {
         argument: value
@@ -119,11 +119,11 @@ def _config_of(layer: Any, cls: type, custom_objects: CustomObjects) -> Separabl
 
 
 class Model(NamedTuple):
-    """What `from_model` gives of a live model.
+    """What `from_model` returns for a live model.
 
     Attributes:
-        layers: its `SeparableConv1D` layers, as `load` gives those of a file.
-        variables: all its weights, as `load_variables` gives those of a file.
+        layers: its `SeparableConv1D` layers, as `load` returns them from a file.
+        variables: all its weights, as `load_variables` returns them from a file.
     """
 
     layers: dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]
@@ -135,14 +135,14 @@ def from_model(model: Any, *, custom_objects: Mapping[str, Any] | None = None) -
 
     Args:
         model: a built model of Keras 3, tf_keras or TensorFlow.
-        custom_objects: what to take instead of functions and classes of your own, as for `from_layer`.
+        custom_objects: replacements for functions and classes of your own, as for `from_layer`.
 
     Returns:
-        `(layers, variables)`. A model that has no `get_config`, which no file can hold, has its layers by their names.
+        `(layers, variables)`. A model without `get_config`, which no file can hold, has its layers by their own names.
 
     Raises:
-        ValueError: a layer is one that `from_layer` refuses, or an array is float64 while JAX's 64-bit mode is off.
-        TypeError: not a model.
+        ValueError: `from_layer` refuses a layer, or an array is float64 while JAX's 64-bit mode is off.
+        TypeError: `model` is not a model.
 
     Example:
         >>> from flax_sepconv.interop import keras as interop
@@ -163,25 +163,25 @@ def from_model(model: Any, *, custom_objects: Mapping[str, Any] | None = None) -
 
 
 def _is_keras2(cls: type) -> bool:
-    """Whether a class of Keras's is that of a version before 3, whose package may be `keras` or another."""
+    """Returns whether a Keras class is from a version before 3, whose package may be `keras` or another."""
     package = sys.modules[cls.__module__.partition(".")[0]]
     return package.__name__ != "keras" or bool(description.is_keras2(package.__version__))
 
 
 def to_layer(config: SeparableConv1DConfig, params: Mapping[str, Any], keras: Any = None) -> Any:
-    """A live Keras layer with a config and parameters.
+    """Makes a live Keras layer from a config and parameters.
 
     Args:
         config: the layer's config.
         params: its parameters, in any floating dtype; Keras stores them in `config.param_dtype`.
-        keras: the module whose layer it shall be: `keras`, `tf_keras` or `tf.keras`; `None` imports `keras`.
+        keras: the module to make the layer from: `keras`, `tf_keras` or `tf.keras`; `None` imports `keras`.
 
     Returns:
         A built `keras.layers.SeparableConv1D`.
 
     Raises:
-        ValueError: Keras has no such layer: `padding="causal"` in Keras 3 (`keras=tf_keras` has it), callables
-            that it has no name for, dtypes that are no policy of its; or parameters that do not fit the config.
+        ValueError: Keras has no such layer: `padding="causal"` in Keras 3 (`keras=tf_keras` has it), callables that it
+            has no name for, or dtypes that fit none of its policies; or the parameters do not fit the config.
         ImportError: Keras is not installed.
 
     Example:
@@ -213,7 +213,7 @@ def to_layer(config: SeparableConv1DConfig, params: Mapping[str, Any], keras: An
 
 
 def _entries(config: SeparableConv1DConfig, is_keras_2: bool) -> dict[str, Any]:
-    """The config in words that every version of Keras understands."""
+    """Returns the config in a form that every version of Keras understands."""
     activation = config.activation
     if is_keras_2 and activation is activations.hard_sigmoid:
         raise ValueError(
@@ -224,11 +224,11 @@ def _entries(config: SeparableConv1DConfig, is_keras_2: bool) -> dict[str, Any]:
     if hard_sigmoid:
         config = dataclasses.replace(config, activation=None)
     entries = config.get_config()
-    entries["dtype"] = entries["dtype"]["config"]["name"]  # before Keras 3 a policy had another class
+    entries["dtype"] = entries["dtype"]["config"]["name"]  # before Keras 3, a policy had another class
     if hard_sigmoid:
         entries["activation"] = "hard_sigmoid"
     for entry in ("depthwise_initializer", "pointwise_initializer", "bias_initializer"):
-        # Keras before 3.15 does not know these, and from then on they mean nothing where they are None.
+        # Keras before 3.15 does not know these entries, and later versions ignore them if they are None.
         arguments = entries[entry]["config"]
         unset = [each for each in ("input_axes", "output_axes") if arguments.get(each, 0) is None]
         entries[entry] = entries[entry] | {"config": {k: v for k, v in arguments.items() if k not in unset}}

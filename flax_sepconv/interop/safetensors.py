@@ -3,9 +3,9 @@
     save(path, {"encoder/first": (config, params)})      load(path) ─► the same
     save_variables(path, variables)                      load_variables(path) ─► the same
 
-A parameter is the tensor `encoder/first/bias`. The configs are in the file's metadata under `flax_sepconv`: JSON of
-Keras's `get_config` of each layer by its name, in the layers' order. Variables are the tensors `params/dense/kernel`,
-without metadata. Files are as untrusted as Keras's.
+Parameters are tensors such as `encoder/first/bias`. The configs are in the file's metadata under `flax_sepconv`, as
+JSON of Keras's `get_config` for each layer by its name, in the layers' order. Variables are tensors such as
+`params/dense/kernel`, without metadata. Files are as untrusted as Keras's.
 
 Needs the `safetensors` package: `pip install "flax-sepconv[safetensors]"`.
 """
@@ -41,15 +41,15 @@ _HARD_SIGMOID = activations.hard_sigmoid_keras2.__name__
 
 
 def save(path: str | os.PathLike[str], layers: Layers) -> None:
-    """Writes layers to a safetensors file, which is then there whole or not at all.
+    """Writes layers to a safetensors file, either whole or not at all.
 
     Args:
         path: the file.
-        layers: config and parameters of each layer by its name, as `flax_sepconv.interop.keras.load` gives
+        layers: the config and the parameters of each layer by its name, as `flax_sepconv.interop.keras.load` gives
             them.
 
     Raises:
-        ValueError: parameters are not those of their config, or a config has a callable that Keras has no name for.
+        ValueError: parameters do not fit their config, or a config has a callable that Keras has no name for.
         TypeError: `layers` has another form, or a parameter does not hold floating-point numbers.
         OSError: the file cannot be written.
         ImportError: the `safetensors` package is not installed.
@@ -87,9 +87,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
         path: the file.
 
     Returns:
-        The config and the parameters of each layer by its name, in the order in which they were saved. A config's
-        `precision`, `preferred_element_type` and `implementation`, which say how to compute and not what, are not in
-        the file.
+        The config and the parameters of each layer by its name, in the order in which they were saved. The file does
+        not hold a config's `precision`, `preferred_element_type` and `implementation`.
 
     Raises:
         ValueError: it is not such a file, or holds float64 while JAX's 64-bit mode is off.
@@ -106,7 +105,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig,
 
 
 def save_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
-    """Writes a Flax model's variables to a safetensors file, which is then there whole or not at all.
+    """Writes a Flax model's variables to a safetensors file, either whole or not at all.
 
     Args:
         path: the file.
@@ -114,8 +113,8 @@ def save_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
             with joined keys, such as `{"params/dense/kernel": ...}`.
 
     Raises:
-        ValueError: there is no collection `params`, or an array is there nested and under a joined key.
-        TypeError: `variables` is no mapping, or holds something else than floating-point numbers.
+        ValueError: there is no collection `params`, or an array is there both nested and under a joined key.
+        TypeError: `variables` is not a mapping, or holds anything but floating-point numbers.
         OSError: the file cannot be written.
         ImportError: the `safetensors` package is not installed.
 
@@ -148,7 +147,7 @@ def load_variables(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the variables in a file that `save_variables`, or `flax-sepconv convert --all`, wrote.
 
     Args:
-        path: the file, or any other whose tensors have names like `params/dense/kernel`.
+        path: the file, or any other file whose tensors have names like `params/dense/kernel`.
 
     Returns:
         The arrays, nested by their names, as `flax_sepconv.interop.keras.load_variables` gives them.
@@ -173,13 +172,13 @@ def load_variables(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, tuple[SeparableConv1DConfig, dict[str, np.ndarray]]]:
-    """The layers in a file as `load` reads them, in NumPy's arrays."""
+    """Reads the layers in a file as `load` does, in NumPy's arrays."""
     with _tensors.opened(path, "layers of flax_sepconv") as file:
         return dict(_read(file))
 
 
 def read_variables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The variables in a file by their joined names, in NumPy's arrays."""
+    """Reads the variables in a file by their joined names, in NumPy's arrays."""
     with _tensors.opened(path, "the variables of a model") as file:
         if not _has_variables(file):
             raise ValueError(
@@ -200,7 +199,7 @@ def read_variables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def has_variables(path: str | os.PathLike[str]) -> bool:
-    """Whether a file of this format holds a model's variables, and not layers with their configs."""
+    """Returns whether a file of this format holds a model's variables, not layers with their configs."""
     with _tensors.opened(path, "layers of flax_sepconv") as file:
         return _has_variables(file)
 
@@ -214,7 +213,7 @@ def _has_params(names: Iterable[str]) -> bool:
 
 
 def entries(config: SeparableConv1DConfig) -> dict[str, Any]:
-    """The config as JSON: Keras 3's `get_config`, but for the dtypes and for what Keras 3 has no name for."""
+    """Returns the config for JSON: Keras 3's `get_config`, except for dtypes and what Keras 3 has no name for."""
     own: dict[str, Any] = {
         "dtype": config.dtype and config.dtype.name,
         "param_dtype": config.param_dtype.name,
@@ -226,7 +225,7 @@ def entries(config: SeparableConv1DConfig) -> dict[str, Any]:
 
 
 def _layer(name: Any, layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A layer's entries and arrays, or an error that names it."""
+    """Returns a layer's entries and arrays; an error names the layer."""
     if not isinstance(name, str):
         raise TypeError(f"`layers` must have strings as names; got {shown(name)}.")
     argument = f"`layers[{name!r}]`"
@@ -279,7 +278,7 @@ def _read(file) -> Iterator[tuple[str, tuple[SeparableConv1DConfig, dict[str, np
 
 
 def _older(metadata: Mapping[str, str], budget: Budget) -> dict[str, Any]:
-    """The configs in a file by version 0.1 of this library, which gave each layer an entry of its own."""
+    """Reads the configs in a file of version 0.1 of this library, which gave each layer an entry of its own."""
     if not metadata:
         raise ValueError(
             "it has no configs. `load_variables` reads a model's variables; `convert` does with --all"
@@ -288,7 +287,7 @@ def _older(metadata: Mapping[str, str], budget: Budget) -> dict[str, Any]:
 
 
 def _config(written: Any) -> SeparableConv1DConfig:
-    """The config of a layer's entries."""
+    """Makes the config from a layer's entries."""
     if not (isinstance(written, dict) and "param_dtype" in written):
         return SeparableConv1DConfig.from_config(written)
     own = {"dtype": written.pop("dtype", None), "param_dtype": written.pop("param_dtype")}

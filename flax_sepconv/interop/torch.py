@@ -1,4 +1,4 @@
-"""PyTorch's way to write the layer, there and back: a depthwise `Conv1d`, then a pointwise one.
+"""Converts between the layer and PyTorch's form of it, a depthwise `Conv1d` followed by a pointwise one.
 
     torch.nn.Sequential(Conv1d(C, C * M, K, groups=C), Conv1d(C * M, F, 1))
 
@@ -9,13 +9,12 @@
 | `1.bias` `(F,)` | `bias` `(F,)` |
 | `0.bias` `(C * M,)` | added to `bias`, as `pointwise_kernel[0].T @ 0.bias` |
 
-Neither side flips a kernel, and both put channel `c` under multiplier `m` at `c * M + m`: weights are transposed and
-nothing else. PyTorch pads the input and adds the depthwise bias after that, to every sample alike, so what it
-contributes to the output is the same constant at the edges and inside.
+Neither side flips a kernel, and both put channel `c` under multiplier `m` at `c * M + m`, so weights are transposed and
+nothing else. PyTorch pads the input and adds the depthwise bias afterwards, to every sample alike, so its contribution
+to the output is the same constant at the edges and inside.
 
 `weight_norm` in both of PyTorch's forms, BatchNorm in eval mode and kernels of `Conv2d` along one axis are folded into
-that (`_state_dict.py`). Tensors are taken as they come, or as arrays of NumPy; torch is imported to make tensors, and
-only then.
+these weights (`_state_dict.py`). Weights may be tensors or NumPy arrays; torch is imported only to make tensors.
 """
 
 import functools
@@ -51,43 +50,43 @@ def from_state_dict(
     eps: float = 1e-5,
     **arguments,
 ) -> tuple[SeparableConv1DConfig, dict[str, jax.Array]]:
-    """Makes one layer of a depthwise and a pointwise `Conv1d`, with nothing but a BatchNorm between the two.
+    """Makes one layer from a depthwise and a pointwise `Conv1d` with nothing but a BatchNorm between them.
 
-    A state dict holds weights, not settings: what else the modules were made with is given here, under this
-    library's names. Weights of `Conv2d` do where one axis of the kernel is 1, for data without that axis.
+    A state dict holds weights, not settings, so pass the modules' other settings here, under this library's names.
+    Weights of a `Conv2d` will do if one axis of the kernel is 1, for data without that axis.
 
     Args:
-        state_dict: what `module.state_dict()` gives, of tensors on any device, or of arrays.
-        depthwise: what stands before `weight` and `bias` in the names of the depthwise convolution, with the dot.
-        pointwise: likewise of the pointwise convolution.
+        state_dict: what `module.state_dict()` gives, with tensors on any device, or with arrays.
+        depthwise: the prefix of `weight` and `bias` in the names of the depthwise convolution, with the dot.
+        pointwise: the prefix of the pointwise convolution.
         depth_multiplier: `out_channels / in_channels` of the depthwise convolution. Its weight does not tell:
-            `Conv1d(4, 8, 3, groups=4)` and `Conv1d(8, 8, 3, groups=8)` have the same.
+            `Conv1d(4, 8, 3, groups=4)` and `Conv1d(8, 8, 3, groups=8)` have weights of the same shape.
         strides: `stride` of the depthwise convolution, in samples.
-        padding: of the depthwise convolution: PyTorch's number of zeros on both sides, or a pair of those on the left
-            and on the right, where this layer has it; or `"valid"`, `"same"` or `"causal"`, which is what a module
-            does that pads `dilation * (kernel_size - 1)` zeros on the left only.
+        padding: padding of the depthwise convolution: PyTorch's number of zeros on both sides, or a pair of numbers for
+            the left and the right, if this layer has such a padding; or `"valid"`, `"same"` or `"causal"`. A module
+            that pads `dilation * (kernel_size - 1)` zeros on the left only is `"causal"`.
         dilation_rate: `dilation` of the depthwise convolution, in samples.
         data_format: `"channels_first"`, so that the layer takes what the modules took, or `"channels_last"`.
-        depthwise_batch_norm: what stands before `running_mean` in the names of a BatchNorm in eval mode between the
-            two convolutions, with the dot; `None` where there is none.
-        pointwise_batch_norm: likewise of one behind the pointwise convolution, before any activation.
-        eps: `eps` of both.
-        **arguments: any other of `SeparableConv1DConfig`, such as `activation` for what follows in PyTorch.
-            `param_dtype` is that of the tensors unless it is given.
+        depthwise_batch_norm: the prefix of `running_mean` in the names of a BatchNorm in eval mode between the two
+            convolutions, with the dot; `None` if there is none.
+        pointwise_batch_norm: the same for a BatchNorm after the pointwise convolution, before any activation.
+        eps: `eps` of both BatchNorms.
+        **arguments: any other arguments of `SeparableConv1DConfig`, such as `activation` for what follows in PyTorch.
+            `param_dtype` is the tensors' dtype unless it is given.
 
     Returns:
-        The config and its parameters. `use_bias` is true if either convolution has a bias or a BatchNorm. What is
-        folded is computed in float64 and rounded once.
+        The config and its parameters. `use_bias` is true if either convolution has a bias or a BatchNorm. Folded
+        weights are computed in float64 and rounded once.
 
     Raises:
-        ValueError: names missing, shapes that are not those of a depthwise separable convolution, a padding that
-            this layer does not have, or whatever the config refuses.
-        TypeError: `state_dict` is not a mapping, holds something else than floating tensors there, or an argument
+        ValueError: names are missing, shapes are not those of a depthwise separable convolution, this layer does not
+            have the padding, or the config refuses an argument.
+        TypeError: `state_dict` is not a mapping, holds anything but floating tensors under these names, or an argument
             is given that the weights determine.
 
     Warns:
-        UserWarning: by the order of names something is between the two convolutions, such as a BatchNorm that was not
-            given.
+        UserWarning: the order of names suggests that something with weights is between the two convolutions, such as a
+            BatchNorm that was not given.
 
     Example:
         >>> import numpy as np
@@ -173,7 +172,7 @@ def to_state_dict(
     *,
     tensors: bool = True,
 ) -> dict[str, Any]:
-    """Makes the state dict of the two `Conv1d` that a layer is: `from_state_dict` the other way, to the last bit.
+    """Makes the state dict of the two `Conv1d` of a layer: the inverse of `from_state_dict`, exact to the last bit.
 
     The depthwise convolution has no bias, since the layer has none there: make it with `bias=False`, or add zeros
     under `depthwise + "bias"`.
@@ -181,9 +180,9 @@ def to_state_dict(
     Args:
         config: the layer's arguments.
         params: its parameters.
-        depthwise: what to put before `weight` in the name of the depthwise convolution, with the dot.
-        pointwise: what to put before `weight` and `bias` in the names of the pointwise convolution.
-        tensors: `True` for tensors of PyTorch, which is imported; `False` for NumPy arrays, without it.
+        depthwise: the prefix of `weight` in the name of the depthwise convolution, with the dot.
+        pointwise: the prefix of `weight` and `bias` in the names of the pointwise convolution.
+        tensors: `True` for tensors of PyTorch, which is imported; `False` for NumPy arrays, without PyTorch.
 
     Returns:
         `depthwise + "weight"` `(in_features * depth_multiplier, 1, kernel_size)`, `pointwise + "weight"`
@@ -191,9 +190,9 @@ def to_state_dict(
         the dtypes of `params`. They share no memory with `params`.
 
     Raises:
-        ValueError: parameters missing, unknown or mis-shaped, or one prefix for both convolutions.
+        ValueError: parameters are missing, unknown or of a wrong shape, or both convolutions have one prefix.
         TypeError: `config` is not a config, or `params` not a mapping.
-        ImportError: `tensors` without torch.
+        ImportError: `tensors` is true and torch is not installed.
 
     Example:
         >>> import jax
@@ -220,7 +219,7 @@ def to_state_dict(
 
 
 def _left_out(between: list[str], depthwise: str, pointwise: str) -> str:
-    """A warning of modules whose names stand between those of the convolutions."""
+    """Words the warning about modules whose names are between those of the convolutions."""
     norms = [name.removesuffix("running_mean") for name in between if name.endswith("running_mean")]
     what = f"a BatchNorm {norms[0]!r}" if norms else repr(between[0])
     then = (
@@ -235,7 +234,7 @@ def _left_out(between: list[str], depthwise: str, pointwise: str) -> str:
 
 
 def _padding(padding, kernel_size: int, strides, dilation_rate, one_axis: bool) -> Any:
-    """This layer's word for PyTorch's `padding`; words are the config's to judge."""
+    """Returns this layer's word for PyTorch's `padding`; the config checks words."""
     if isinstance(padding, str):
         return padding
     amounts = padding if isinstance(padding, (tuple, list)) and 1 <= len(padding) <= 2 else (padding,)
@@ -270,7 +269,7 @@ def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         raise ImportError(
             "`tensors=True` needs PyTorch: pip install torch. `tensors=False` gives NumPy arrays without it."
         ) from None
-    # Through float64, which is exact, since torch.tensor does not know NumPy's bfloat16.
+    # Through float64, which is exact, because torch.tensor does not know NumPy's bfloat16.
     tensor: Any = torch.tensor  # pyright: ignore[reportAttributeAccessIssue]
     return {
         key: tensor(value.astype(np.float64), dtype=getattr(torch, value.dtype.name))
