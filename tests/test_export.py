@@ -16,8 +16,9 @@ from flax_sepconv._kernels import IMPLEMENTATIONS
 from tests.reference import assert_close
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# What JAX adds to programs of symbolic shapes, and takes out when it compiles them: that sizes are as was promised.
-CHECKS = {"shape_assertion"}
+# What JAX writes into programs of symbolic shapes, and takes out when it compiles them: that sizes are as was promised,
+# and sums along an axis of symbolic length.
+SYMBOLIC = {"shape_assertion", "stablehlo.dynamic_reduce_window"}
 
 
 def exported(config, shape, constraints=()):
@@ -29,7 +30,7 @@ def exported(config, shape, constraints=()):
 
 
 def foreign(program) -> set[str]:
-    return set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
+    return set(re.findall(r"custom_call @([\w.]+)", program.mlir_module()))
 
 
 ANY_LENGTH = [
@@ -47,7 +48,7 @@ def test_any_batch_and_any_length(arguments):
     config = fsc.SeparableConv1DConfig(**{"filters": 4, "kernel_size": 5} | arguments)
     last = config.channel_axis == -1
     program, params = exported(config, "b, t, 3" if last else "b, 3, t", ["t >= 8"])
-    assert foreign(program) <= CHECKS
+    assert foreign(program) <= SYMBOLIC
     for batch, length in ((1, 8), (3, 29)):
         x = jax.random.normal(jax.random.key(1), (batch, length, 3) if last else (batch, 3, length))
         assert_close(program.call(params, x), fsc.separable_conv1d(params, x, config))
@@ -59,7 +60,7 @@ def test_any_batch_in_every_implementation(implementation):
         4, 5, strides=2, padding="same", depth_multiplier=2, implementation=implementation
     )
     program, params = exported(config, "a, b, 21, 3")
-    assert foreign(program) <= CHECKS
+    assert foreign(program) <= SYMBOLIC
     x = jax.random.normal(jax.random.key(1), (2, 3, 21, 3))
     assert_close(program.call(params, x), fsc.separable_conv1d(params, x, config))
 
@@ -88,7 +89,7 @@ def test_what_a_symbolic_length_cannot_do_is_refused():
 def test_gradients_are_exported_too(kernel_size, multiplier, shape):
     config = fsc.SeparableConv1DConfig(4, kernel_size, padding="same", depth_multiplier=multiplier)
     program, params = exported(config, shape)
-    assert foreign(program) <= CHECKS
+    assert foreign(program) <= SYMBOLIC
     x = jax.random.normal(jax.random.key(1), (2, 20 if shape.startswith("2") else 21, 3))
     loaded = export.deserialize(program.serialize(vjp_order=1))
     ours = jax.grad(lambda params: jnp.sum(loaded.call(params, x) ** 2))(params)
@@ -125,10 +126,38 @@ def test_gradients_of_any_batch_are_those_of_one(arguments):
     jax.tree.map(assert_close, program.call(params, x), gradients(params, x))
 
 
+@pytest.mark.parametrize(
+    ("padding", "packed"), [("valid", False), ("same", True), ("causal", True), ("valid", True)]
+)
+def test_any_batch_and_any_length_with_gradients(padding, packed):
+    config = fsc.SeparableConv1DConfig(4, 3, padding=padding, dilation_rate=2, depth_multiplier=2)
+    params = fsc.init_params(jax.random.key(0), 3, config)
+
+    @jax.jit
+    def with_gradients(params, x, ids):
+        def loss(params, x):
+            y = fsc.separable_conv1d(params, x, config, segment_ids=ids if packed else None)
+            return jnp.sum(y**2), y
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+    batch, length = export.symbolic_shape("b, t", constraints=["t >= 5"])
+    shapes = (
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params),
+        jax.ShapeDtypeStruct((batch, length, 3), jnp.float32),
+        jax.ShapeDtypeStruct((batch, length), jnp.int32),
+    )
+    program = export.export(with_gradients, platforms=PLATFORMS)(*shapes)
+    assert foreign(program) <= SYMBOLIC
+    x = jax.random.normal(jax.random.key(1), (3, 20, 3))
+    ids = jnp.repeat(jnp.array([[1, 2, 0, 3], [1, 1, 1, 0], [0, 4, 4, 2]]), jnp.array([7, 3, 2, 8]), axis=1)
+    jax.tree.map(assert_close, program.call(params, x, ids), with_gradients(params, x, ids))
+
+
 def test_program_runs_without_the_library(tmp_path):
     config = fsc.SeparableConv1DConfig(4, 5, padding="causal", activation="gelu")
     program, params = exported(config, "b, t, 3")
-    assert foreign(program) <= CHECKS
+    assert foreign(program) <= SYMBOLIC
     assert set(program.platforms) == set(PLATFORMS)
     x = jax.random.normal(jax.random.key(1), (2, 33, 3))
     (tmp_path / "program").write_bytes(program.serialize())
