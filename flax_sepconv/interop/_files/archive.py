@@ -1,11 +1,11 @@
-"""The zip archive that a `.keras` file is.
+"""Reads the zip archive that a `.keras` file is.
 
-Keras stores an archive's members as they are, so a member is a range of the file, its bytes can be replaced in place,
-and nothing is ever unpacked to disk. A member that somebody compressed is unpacked in memory, within bounds. What
-the directory says of a member counts; the header before it only has to have the same name.
+Keras stores an archive's members uncompressed, so a member is a range of the file, its bytes can be replaced in place,
+and nothing is ever unpacked to disk. A member that somebody compressed is unpacked in memory, within bounds. The
+directory's entry for a member counts; the header before the member only has to have the same name.
 
-The standard library's `zipfile` reads archives too, but tells neither where a member's bytes are nor, before it
-has read it all, how large a directory is.
+The standard library's `zipfile` reads archives too, but does not tell where a member's bytes are, nor how large a
+directory is before it has read it all.
 """
 
 import io
@@ -19,7 +19,7 @@ from flax_sepconv.interop._files.regions import Regions
 
 _DIRECTORY_LIMIT = 4 * MEBIBYTE
 _MEMBER_STEPS, _MEMBER_BYTES = 15, 500
-# Weights hardly compress. What expands further than this is no model, except for some small change.
+# Weights hardly compress: whatever expands further than this is not a model, small members excepted.
 _EXPANSION_LIMIT, _SMALL_CHANGE = 8, 4 * MEBIBYTE
 
 
@@ -29,8 +29,8 @@ class Member(NamedTuple):
     Attributes:
         name: its name.
         raw_name: its name as it is in the archive.
-        flags: bit 0 is set where it is encrypted, bit 3 where its checksum stands after it.
-        method: 0 where it is stored as it is, 8 where it is deflated.
+        flags: bit 0 is set if it is encrypted, bit 3 if its checksum comes after it.
+        method: 0 if it is stored as it is, 8 if it is deflated.
         crc: the checksum of its content.
         packed: its size in the archive.
         size: its size.
@@ -50,12 +50,12 @@ class Member(NamedTuple):
 
 
 def is_archive(source: Source) -> bool:
-    """Whether this begins as a zip archive does."""
+    """Returns whether this begins as a zip archive does."""
     return source.size >= 4 and source.read(0, 4) == b"PK\3\4"
 
 
 def members(source: Source, budget: Budget) -> list[Member]:
-    """The members of an archive. Of several of one name the last counts, as everywhere.
+    """Lists the members of an archive. Of several with one name the last counts, as in other readers.
 
     Raises:
         ValueError: there is no directory, or it is damaged or too large.
@@ -88,12 +88,12 @@ def members(source: Source, budget: Budget) -> list[Member]:
 
 
 def content(source: Source, member: Member, limit: int | None = None) -> Source:
-    """A member's content: a range of the archive itself where it is stored, in memory where it is deflated.
+    """Returns a member's content: a range of the archive if it is stored, or bytes in memory if it is deflated.
 
     Args:
         source: the archive.
         member: one of its members.
-        limit: the most bytes that it may have, if there is a bound.
+        limit: the most bytes that it may have, if there is a limit.
 
     Raises:
         ValueError: it is damaged, encrypted, in an unknown form, or expands beyond measure.
@@ -121,7 +121,7 @@ def content(source: Source, member: Member, limit: int | None = None) -> Source:
 
 
 def content_start(source: Source, member: Member) -> int:
-    """Where a member's bytes begin: after a header, whose length only itself tells."""
+    """Returns where a member's bytes begin: after a header, which alone tells its own length."""
     header = source.read(member.header, 30)
     if header[:4] != b"PK\3\4":
         raise ValueError(f"its member {member.name!r} is not where the zip directory says.")
@@ -135,16 +135,16 @@ def content_start(source: Source, member: Member) -> int:
 
 
 def checksum_positions(source: Source, member: Member) -> list[int]:
-    """Every place where the archive keeps the checksum of a member, 4 bytes each, in little endian.
+    """Lists every position where the archive keeps a member's checksum: 4 bytes each, in little endian.
 
     Raises:
-        ValueError: something else than the member's checksum stands in such a place.
+        ValueError: one of these places does not hold the member's checksum.
     """
     crc = member.crc.to_bytes(4, "little")
     places, header = [member.entry + 16], member.header + 14
     if not member.flags & 8:
         places.append(header)
-    else:  # written to something that could not seek: it follows the content, with or without a magic
+    else:  # written to a stream that could not seek: it follows the content, with or without a magic number
         end = _end(source, member)
         has_magic = source.read(end, 4) == b"PK\7\x08" and source.read(end + 4, 4) == crc
         places.append(end + 4 if has_magic else end)
@@ -157,7 +157,7 @@ def checksum_positions(source: Source, member: Member) -> list[int]:
 
 
 def take_regions(source: Source, found: list[Member], inner: Member, regions: Regions) -> None:
-    """Marks everything in an archive as taken, but for the content of one member.
+    """Marks everything in an archive as taken, except for the content of one member.
 
     Raises:
         ValueError: a member is not where the directory says.
@@ -179,7 +179,7 @@ def _end(source: Source, member: Member) -> int:
 
 
 def _directory(source: Source) -> tuple[int, int]:
-    """Position and size of the directory, from the record at the archive's end."""
+    """Reads the position and the size of the directory from the record at the archive's end."""
     tail_at = max(0, source.size - 22 - 0xFFFF)  # a comment of at most 0xFFFF bytes may follow the record
     tail = source.read(tail_at, source.size - tail_at)
     at = tail.rfind(b"PK\5\6")
@@ -194,7 +194,7 @@ def _directory(source: Source) -> tuple[int, int]:
 
 
 def _zip64(extra: bytes, packed: int, unpacked: int, header: int) -> tuple[int, int, int]:
-    """The three sizes of an entry, where they are too large for its 32-bit fields from its extra field."""
+    """Returns the three sizes of an entry; those too large for its 32-bit fields come from its extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Writes files either whole or not at all."""
 
 import contextlib
 import errno
@@ -13,19 +13,19 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | geta
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the context ends well, and vanishes otherwise.
+    """Opens a file that replaces `path` if the context ends without an error, and is removed otherwise.
 
-    It is made beside `path` as `.flax_sepconv-` and 16 digits, is nobody else's to read meanwhile, reaches the disk
-    before it is renamed, and may be read as it is written. Where `path` is a link, what it leads to is replaced. Only
-    a process that is killed leaves the file behind. What fails after the renaming is no error.
+    It is made beside `path` as `.flax_sepconv-` and 16 digits, which nobody else may read. It is on disk before it is
+    renamed, and may be read while it is written. If `path` is a link, the link's target is replaced. The file is left
+    behind only if the process is killed. A failure after the renaming is not an error.
 
     Args:
         path: the name that the file gets.
-        mode: the permissions of a new file, of which the process's mask is taken away. A file that replaces another
-            has the other's.
+        mode: the permissions of a new file, before the process's mask. A file that replaces another keeps the
+            other's permissions.
 
     Raises:
-        OSError: there can be no such file, or something else than a file is there; it has `path` as its name.
+        OSError: there can be no such file, or something other than a file is there; the error names `path`.
     """
     given = os.fsdecode(path)
     target = os.path.realpath(given)
@@ -44,11 +44,9 @@ def replacing(path: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError) and error.errno and error.filename in (None, name):
-            raise OSError(
-                error.errno, error.strerror, given
-            ) from None  # under the name that the caller knows
+            raise OSError(error.errno, error.strerror, given) from None  # with the name that the caller knows
         raise
-    with contextlib.suppress(OSError):  # the name is only safe once its folder is on disk too
+    with contextlib.suppress(OSError):  # the name is safe only once its folder is on disk too
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(descriptor)
@@ -57,7 +55,7 @@ def replacing(path: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def _replaced(path: str) -> os.stat_result | None:
-    """What is known of the file that is at a path, `None` where there is nothing yet."""
+    """Returns the status of the file at a path, or `None` if there is nothing yet."""
     if not path:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
@@ -74,7 +72,7 @@ def _replaced(path: str) -> os.stat_result | None:
 
 
 def _masked(name: str, mode: int) -> int:
-    """The permissions that a new file gets, found by making one: the mask cannot be read without changing it."""
+    """Finds the permissions of a new file by making one: the mask cannot be read without changing it."""
     descriptor = os.open(name, _FLAGS, mode & 0o777)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o777

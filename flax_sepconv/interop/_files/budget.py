@@ -1,10 +1,10 @@
-"""What reading one file may cost: one object that every reader of the file counts in.
+"""The cost that reading one file may have: all readers of the file count in one object.
 
-A step is about a third of a microsecond of an idle machine, whatever it is spent on. Bytes are those held until the
-file is read, but for the weights themselves: these are bounded by the file's size, for no two of them may overlap.
+A step takes about a third of a microsecond on an idle machine, whatever it is spent on. Bytes are those held until the
+file is read, except for the weights themselves: these are bounded by the file's size, since no two may overlap.
 
-A model of 1,000 layers with Adam's moments (500 `SeparableConv1D`, 500 `BatchNormalization`) takes a seventh of the
-steps and a tenth of the bytes to be loaded, a fifth of both to be written.
+To load a model of 1,000 layers with Adam's moments (500 `SeparableConv1D`, 500 `BatchNormalization`) takes a seventh of
+the steps and a tenth of the bytes; to write it takes a fifth of both.
 """
 
 

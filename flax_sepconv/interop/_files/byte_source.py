@@ -1,8 +1,8 @@
-"""Bytes by position, and the one way in which a file is opened to be read.
+"""Reads bytes by position, and opens files for reading in the one way that is safe.
 
-Files are untrusted. A `Source` gives the bytes at a position and refuses what lies beyond its end, before anything is
-allocated. What is opened is a regular file, which is seen after it was opened: a FIFO or a device in its place is
-neither waited for nor read.
+Files are untrusted. A `Source` gives the bytes at a position and refuses positions beyond its end before anything is
+allocated. Only regular files are read, which is checked after opening: a FIFO or a device in a file's place is neither
+waited for nor read.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import BinaryIO
 MEBIBYTE = 2**20
 
 _NO_FILE = (errno.ENXIO, errno.EOPNOTSUPP)
-# Not there on every system: to not wait for a FIFO's other end, to not become a terminal's process, binary mode.
+# Flags that not every system has: do not wait for a FIFO's other end, do not take a controlling terminal, binary mode.
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 
@@ -25,9 +25,9 @@ class Source:
     """A range of a file that is open for reading.
 
     Args:
-        file: opened in binary mode, seekable.
-        start: position in it of the first byte.
-        size: number of bytes; `None` for all the rest.
+        file: a seekable file, opened in binary mode.
+        start: the position of the first byte.
+        size: the number of bytes; `None` for all the rest.
     """
 
     def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None):
@@ -35,7 +35,7 @@ class Source:
         self.size = file.seek(0, io.SEEK_END) - start if size is None else size
 
     def read(self, at: int, size: int) -> bytes:
-        """Exactly the `size` bytes at the position `at`.
+        """Reads exactly `size` bytes at the position `at`.
 
         Raises:
             ValueError: they are not all within the source.
@@ -52,19 +52,19 @@ class Source:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """The same number for whatever is the same file, by whatever name it was opened; with the start in it."""
+        """A number for the file, the same by whatever name it was opened, and the start in it."""
         if isinstance(self.file, io.BytesIO):
             return id(self.file), self.start
         there = os.fstat(self.file.fileno())
         return hash((there.st_dev, there.st_ino)), self.start
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it, a mebibyte at a time."""
+        """Yields all bytes, a mebibyte at a time."""
         for at in range(0, self.size, MEBIBYTE):
             yield self.read(at, min(MEBIBYTE, self.size - at))
 
     def crc32(self) -> int:
-        """The checksum that zip archives use."""
+        """Computes the checksum that zip archives use."""
         crc = 0
         for piece in self.pieces():
             crc = zlib.crc32(piece, crc)
@@ -72,16 +72,16 @@ class Source:
 
 
 def opened(path: str | os.PathLike, stack: contextlib.ExitStack, folder: str | None = None) -> Source:
-    """A whole file, for as long as the stack lasts.
+    """Opens a whole file, for as long as the stack lasts.
 
     Args:
-        path: the file. A link is followed.
-        stack: closes it.
-        folder: where links may lead to, if not anywhere.
+        path: the file. Links are followed.
+        stack: closes the file.
+        folder: the folder that links may not lead out of, if any.
 
     Raises:
-        ValueError: it is no regular file, or not in the folder.
-        OSError: there is none, or it may not be read.
+        ValueError: it is not a regular file, or not in the folder.
+        OSError: it does not exist, or may not be read.
     """
     name = os.fsdecode(path)
     if folder is not None:

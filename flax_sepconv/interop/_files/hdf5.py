@@ -1,4 +1,4 @@
-"""The part of HDF5 that Keras's files consist of, read from the bytes.
+"""Reads the part of HDF5 that Keras's files use, from the bytes.
 
     file ─► group ─► B-tree ─► symbol nodes ─► names and positions of groups and datasets
               └► object header ─► messages: attributes; a dataset's type, shape and place in the file
@@ -32,7 +32,7 @@ from flax_sepconv.interop._files.hdf5_objects import Dataset, Object
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _UNDEFINED = 2**64 - 1
 _STRUCTURE_LIMIT, _NAME_LIMIT = 16 * 2**20, 1024
-# In steps: reading a structure, a message or an entry in one, looking up a name; and how many bytes take one.
+# Costs in steps: reading a structure, reading a message or an entry in one, looking up a name; and bytes per step.
 _STRUCTURE, _ENTRY, _NAME, _STEP_BYTES = 8, 2, 3, 256
 # Bytes that Python holds for a structure, and for an entry in one.
 _OBJECT_BYTES, _ENTRY_BYTES = 2000, 150
@@ -40,17 +40,17 @@ _NEWER = "it is in a newer form of HDF5, which Keras does not write. Load it in 
 
 
 def is_hdf5(source: Source) -> bool:
-    """Whether this begins as an HDF5 file does."""
+    """Returns whether this begins as an HDF5 file does."""
     return source.size >= len(_MAGIC) and source.read(0, len(_MAGIC)) == _MAGIC
 
 
 class File:
-    """An HDF5 file, and all that may be read of it.
+    """An HDF5 file, and everything that may be read from it.
 
     Args:
         source: its bytes.
         budget: what reading it may cost.
-        stack: lets go of all that was read at its end.
+        stack: releases everything that was read when it ends.
 
     Attributes:
         taken: the position and then the size of each structure that was read.
@@ -72,7 +72,7 @@ class File:
         if version > 1:
             raise ValueError(_NEWER)
         leaf, inner = struct.unpack("<2H", self.read(16, 4))
-        # Names are in nodes of a fixed size, of which a part may be empty: a leaf, and one above it.
+        # Names are in nodes of fixed sizes, which may be partly empty: one for leaves, one for the nodes above.
         self.node_sizes = (min(8 + 80 * leaf, _STRUCTURE_LIMIT), min(32 + 32 * inner, _STRUCTURE_LIMIT))
         base, _, end, _, _, root = struct.unpack("<6Q", self.read(24 + 4 * version, 48))
         self.take(0, 96 + 4 * version)
@@ -84,14 +84,14 @@ class File:
 
     @property
     def root(self) -> "Group":
-        """The group at its root."""
+        """Returns the group at its root."""
         found = self.child(self._root, None, "")
         if not isinstance(found, Group):
             raise ValueError("it is damaged: its root is no group.")
         return found
 
     def read(self, at: int, size: int) -> bytes:
-        """The `size` bytes of a structure at `at`; counted, and marked as taken."""
+        """Reads the `size` bytes of a structure at `at`, counts them and marks them as taken."""
         if size > _STRUCTURE_LIMIT:
             raise ValueError("it is damaged: one of its structures is larger than any of Keras's.")
         self.budget.step(_STRUCTURE + size // _STEP_BYTES)
@@ -102,7 +102,7 @@ class File:
     def take(self, at: int, size: int) -> None:
         """Marks what belongs to a structure as taken."""
         if self.taken and self.taken[-2] <= at <= self.taken[-2] + self.taken[-1]:
-            # It goes on where the last one ended.
+            # It begins where the last one ended.
             self.taken[-1] = max(self.taken[-1], at + size - self.taken[-2])
         else:
             self.taken.append(at)
@@ -114,7 +114,7 @@ class File:
         self.budget.hold(_ENTRY_BYTES * count)
 
     def child(self, address: int, parent: "Group | None", name: str) -> "Group | Dataset":
-        """The group or dataset at an address, under the first of the names that led to it."""
+        """Returns the group or dataset at an address, with the first name that led to it."""
         if address not in self._objects:
             self.budget.hold(_OBJECT_BYTES + len(name))
             header = self._header(address, name)
@@ -126,7 +126,7 @@ class File:
         return self._objects[address]
 
     def _header(self, address: int, name: str) -> list[tuple[int, bytes]]:
-        """The messages of the header at an address, each as its type and its body (IV.A.1.a)."""
+        """Reads the messages of the header at an address, each as its type and its body (IV.A.1.a)."""
         version, total, size = struct.unpack("<BxH4xI4x", prefix := self.read(address, 16))
         if prefix[:4] == b"OHDR":
             raise ValueError(_NEWER)
@@ -141,7 +141,7 @@ class File:
                 kind, size, flags = struct.unpack_from("<HHB", block, at)
                 body = block[at + 8 : at + 8 + size]
                 if flags & 2:
-                    kind = -1  # its body is elsewhere, and not one that Keras writes
+                    kind = -1  # its body is elsewhere, and Keras writes no such message
                 if kind == Message.CONTINUATION:
                     blocks.append(decode.unpack("<2Q", body))
                 found.append((kind, body))
@@ -153,7 +153,7 @@ class Group(Object):
     """A group: names, and the groups and datasets they stand for."""
 
     def get(self, path: str) -> "Group | Dataset | None":
-        """What a path leads to from here, `None` where there is nothing."""
+        """Returns what a path leads to from here, or `None` if there is nothing."""
         names = path.split("/")
         self.file.budget.step(_NAME * len(names) + len(path) // _STEP_BYTES)
         here: Group | Dataset = self
@@ -164,17 +164,17 @@ class Group(Object):
         return here
 
     def group(self, path: str) -> "Group | None":
-        """The group that a path leads to, `None` where there is nothing or a dataset."""
+        """Returns the group that a path leads to, or `None` if there is nothing or a dataset."""
         found = self.get(path)
         return found if isinstance(found, Group) else None
 
     def names(self) -> list[str]:
-        """The names in this group."""
+        """Lists the names in this group."""
         self.file.budget.step(1 + len(self.addresses) // 16)
         return list(self.addresses)
 
     def child(self, name: str) -> "Group | Dataset":
-        """What one of the names stands for."""
+        """Returns what one of the names stands for."""
         address = self.addresses[name]
         if address is None:
             path = f"{self.path}/{name}".removeprefix("/")
@@ -182,7 +182,7 @@ class Group(Object):
         return self.file.child(address, self, name)
 
     def walk(self) -> Iterator["Group"]:
-        """This group and every group below it, once each, however they are linked.
+        """Yields this group and every group below it, once each, however they are linked.
 
         Groups named `vars` hold arrays, and no groups, in Keras's own format.
         """
@@ -200,7 +200,7 @@ class Group(Object):
 
     @functools.cached_property
     def addresses(self) -> dict[str, int | None]:
-        """The position of what each name stands for; `None` for a link to a path (III.A, III.C, III.D)."""
+        """The position of the object behind each name; `None` for a link to a path (III.A, III.C, III.D)."""
         tree, heap = decode.unpack("<2Q", self.messages[Message.SYMBOL_TABLE])
         magic, size, start = struct.unpack("<4s4xQ8xQ", self.file.read(heap, 32))
         names = self.file.read(start, size) if magic == b"HEAP" else b""
@@ -218,7 +218,7 @@ class Group(Object):
         return found
 
     def _symbol_nodes(self, root: int) -> Iterator[int]:
-        """The leaves of a group's B-tree, in order."""
+        """Yields the leaves of a group's B-tree, in order."""
         seen, stack = set(), [(root, None)]
         while stack:
             address, expected = stack.pop()

@@ -1,4 +1,4 @@
-"""What the messages in HDF5's object headers say: types, shapes, attributes.
+"""Reads the messages in HDF5's object headers: types, shapes, attributes.
 
 Each function takes a message's body as it is in the file and refuses one that is cut off. Section numbers are
 those of "HDF5 File Format Specification Version 3.0", The HDF Group.
@@ -29,7 +29,7 @@ class Message:
 
 
 class Datatype(NamedTuple):
-    """A datatype as the file says it: class, bits that refine it, size of an element, the rest (IV.A.2.d)."""
+    """A datatype as the file has it: class, bits that refine it, size of an element, the rest (IV.A.2.d)."""
 
     kind: int
     bits: int
@@ -38,13 +38,13 @@ class Datatype(NamedTuple):
 
 
 def datatype(body: bytes) -> Datatype:
-    """The type that a datatype message gives."""
+    """Returns the type that a datatype message gives."""
     version_and_class, low, middle, high, size = unpack("<4BI", body)
     return Datatype(version_and_class & 15, low | middle << 8 | high << 16, size, body[8:])
 
 
 def float_dtype(body: bytes) -> np.dtype | None:
-    """The dtype of floating-point numbers, `None` for other types."""
+    """Returns the dtype of floating-point numbers, or `None` for other types."""
     kind = datatype(body)
     if kind.kind == 5 and kind.size == 2:
         return _BFLOAT16  # h5py has no name for it and writes two opaque bytes
@@ -61,7 +61,7 @@ def float_dtype(body: bytes) -> np.dtype | None:
 
 
 def shape(body: bytes) -> tuple[int, ...]:
-    """The shape that a dataspace message gives (IV.A.2.b)."""
+    """Returns the shape that a dataspace message gives (IV.A.2.b)."""
     version, rank, _, kind = unpack("<4B", body)
     at = {1: 8, 2: 4}.get(version)
     if at is None or rank > 32 or (version == 2 and kind == 2):
@@ -70,18 +70,18 @@ def shape(body: bytes) -> tuple[int, ...]:
 
 
 def attribute_name(body: bytes) -> bytes:
-    """The name of an attribute."""
+    """Returns the name of an attribute."""
     return _parts(body)[0].rstrip(b"\0")
 
 
 def attribute(body: bytes) -> tuple[Datatype, tuple[int, ...], bytes]:
-    """An attribute's type, shape and data."""
+    """Returns an attribute's type, shape and data."""
     _, kind, space, data = _parts(body)
     return datatype(kind), shape(space), data
 
 
 def _parts(body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """The bytes of an attribute's name, type, shape and data (IV.A.2.m)."""
+    """Splits an attribute into the bytes of its name, type, shape and data (IV.A.2.m)."""
     version, _, *sizes = unpack("<BB3H", body)
     at = {1: 8, 2: 8, 3: 9}.get(version)
     if at is None:
@@ -95,7 +95,7 @@ def _parts(body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
 
 
 def unpack(form: str, body: bytes) -> tuple:
-    """Numbers from the beginning of a message."""
+    """Unpacks numbers from the beginning of a message."""
     try:
         return struct.unpack_from(form, body)
     except struct.error:

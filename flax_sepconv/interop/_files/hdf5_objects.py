@@ -14,7 +14,7 @@ from flax_sepconv.interop._files.hdf5_messages import Message
 if TYPE_CHECKING:
     from flax_sepconv.interop._files.hdf5 import File, Group
 
-_STEP_BYTES = 256  # of a text, that take one step
+_STEP_BYTES = 256  # bytes of text that take one step
 
 
 class Object:
@@ -34,7 +34,7 @@ class Object:
 
     @property
     def path(self) -> str:
-        """The names from the root down to this; of a long way the end."""
+        """The names from the root down to this object; the end of a long path."""
         names, here = [], self
         while here.parent and len(names) < 100:
             names.append(here.name)
@@ -49,7 +49,7 @@ class Object:
         return {decode.attribute_name(body): body for body in bodies}
 
     def attribute(self, name: str) -> Any:
-        """An attribute's value: a string, a list of strings, or `None` where it is missing or anything else."""
+        """Returns an attribute's value: a string, a list of strings, or `None` if it is missing or anything else."""
         self.file.budget.step()
         if name not in self._values:
             body = self.attributes.get(name.encode())
@@ -67,7 +67,7 @@ class Dataset(Object):
 
     @property
     def source(self) -> Source:
-        """What its position counts in."""
+        """The bytes that its position refers to."""
         return self.file.source
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class Dataset(Object):
 
     @property
     def position(self) -> int:
-        """Where in the file its values begin; they are all within the file."""
+        """The position of its first value in the file; all its values are within the file."""
         place = self.place()
         if place is None:
             raise ValueError(f"{self.path!r} is not stored in one piece, as Keras stores arrays.")
@@ -105,14 +105,14 @@ class Dataset(Object):
         return position
 
     def place(self) -> tuple[int, int] | None:
-        """Position and size of its data, whatever they are; `None` where they are not in one piece (IV.A.2.i)."""
+        """Returns the position and size of its data, unchecked; `None` if it is not in one piece (IV.A.2.i)."""
         if Message.FILTERS in self.messages or Message.EXTERNAL in self.messages:
             raise ValueError(f"{self.path!r} is compressed or kept in another file, which Keras never does.")
         body = self._required(Message.LAYOUT)
         return decode.unpack("<2x2Q", body) if decode.unpack("<2B", body) == (3, 1) else None
 
     def read(self) -> np.ndarray:
-        """Its values, in the machine's byte order."""
+        """Reads its values, in the machine's byte order."""
         data = self.file.source.read(self.position, self.nbytes)
         dtype = self.dtype
         return np.frombuffer(data, dtype).reshape(self.shape).astype(dtype.newbyteorder("="), copy=False)

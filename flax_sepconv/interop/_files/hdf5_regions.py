@@ -1,4 +1,4 @@
-"""All that an HDF5 file holds, to know which of its bytes are taken and by what."""
+"""Finds everything that an HDF5 file holds, to know which of its bytes are taken and by what."""
 
 import collections
 import math
@@ -8,7 +8,7 @@ from flax_sepconv.interop._files import hdf5_text
 from flax_sepconv.interop._files.hdf5 import Dataset, File, Group
 from flax_sepconv.interop._files.regions import Regions
 
-_VARIABLE, _NESTED = 9, (6, 10)  # datatypes of which the data is elsewhere, or may be
+_VARIABLE, _NESTED = 9, (6, 10)  # datatypes whose data is elsewhere, or may be
 
 
 def take_regions(file: File, weights: dict[int, str], regions: Regions) -> None:
@@ -16,11 +16,11 @@ def take_regions(file: File, weights: dict[int, str], regions: Regions) -> None:
 
     Args:
         file: the file.
-        weights: the datasets that are to be written, by their addresses, each with what messages call it.
+        weights: the datasets to be written, by their addresses, each with its name in messages.
         regions: where to mark them.
 
     Raises:
-        ValueError: a dataset that is to be written has several names, or it is not known where all of the file is.
+        ValueError: a dataset to be written has several names, or the place of something in the file is not known.
     """
     links: collections.Counter[int] = collections.Counter()
     stack: list[Group | Dataset] = [file.root]
@@ -47,7 +47,7 @@ def take_regions(file: File, weights: dict[int, str], regions: Regions) -> None:
 
 
 def _check_links(dataset: Group | Dataset, what: str, links: collections.Counter[int]) -> None:
-    """Refuses an array that has two names, for whoever reads it by the other would find other values."""
+    """Refuses an array with two names, because whoever reads it by the other would find new values there."""
     here: Group | Dataset | None = dataset
     while here:
         if links[here.address] != 1:
@@ -57,7 +57,7 @@ def _check_links(dataset: Group | Dataset, what: str, links: collections.Counter
 
 def _take_array(dataset: Dataset, what: str | None, regions: Regions) -> None:
     kind = decode.datatype(dataset.messages.get(decode.Message.DATATYPE, bytes(8)))
-    if decode.Message.LAYOUT not in dataset.messages:  # a type that has a name
+    if decode.Message.LAYOUT not in dataset.messages:  # a named type
         return
     place = dataset.place()
     body = dataset.messages[decode.Message.LAYOUT]
@@ -76,7 +76,7 @@ def _take_array(dataset: Dataset, what: str | None, regions: Regions) -> None:
 
 
 def _take_attributes(here: Group | Dataset) -> None:
-    """Marks the heaps in which attributes of variable length are; the others are within the header."""
+    """Marks the heaps that hold attributes of variable length; other attributes are within the header."""
     for name, body in here.attributes.items():
         kind, shape, data = decode.attribute(body)
         count = math.prod(shape)

@@ -1,4 +1,4 @@
-"""Texts in HDF5 files: attributes, and the global heaps that keep those of variable length."""
+"""Reads texts in HDF5 files: attributes, and the global heaps that hold those of variable length."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def value(file: "File", body: bytes) -> Any:
-    """An attribute's value, where it is a string or a list of them, else `None`."""
+    """Returns an attribute's value if it is a string or a list of strings, else `None`."""
     kind, shape, data = decode.attribute(body)
     count = math.prod(shape)
     if count == 0:
@@ -32,7 +32,7 @@ def value(file: "File", body: bytes) -> Any:
 
 
 def _from_heap(file: "File", length: int, collection: int, index: int) -> bytes:
-    """A text that is kept in a global heap."""
+    """Reads a text in a global heap."""
     if length == 0:
         return b""
     position, size = heap(file, collection).get(index, (0, 0))
@@ -43,7 +43,7 @@ def _from_heap(file: "File", length: int, collection: int, index: int) -> bytes:
 
 
 def heap(file: "File", collection: int) -> dict[int, tuple[int, int]]:
-    """Positions and sizes of the objects in a global heap, by their index (III.E)."""
+    """Returns the positions and sizes of the objects in a global heap, by their index (III.E)."""
     if collection not in file.heaps:
         file.heaps[collection] = found = {}
         magic, size = struct.unpack("<4s4xQ", file.read(collection, 16))
@@ -53,7 +53,7 @@ def heap(file: "File", collection: int) -> dict[int, tuple[int, int]]:
         file.take(collection, size)
         while at + 16 <= end:
             index, length = struct.unpack("<H6xQ", file.read(at, 16))
-            if index == 0:  # what remains is free
+            if index == 0:  # the rest is free space
                 break
             found.setdefault(index, (at + 16, length))
             at += 16 + -(-length // 8) * 8

@@ -1,4 +1,4 @@
-"""Which ranges of a file are taken, and by what: where weights may be written, and where not."""
+"""Tracks which ranges of a file are taken and by what, and so where weights may be written."""
 
 from typing import NamedTuple
 
@@ -38,13 +38,13 @@ class Regions:
             self._ranges.append(_Range(start, start + size, is_weight, what))
 
     def check(self) -> None:
-        """Refuses weights that lie where anything else lies.
+        """Refuses weights that overlap with anything else.
 
         Raises:
             ValueError: some do; the message names both.
         """
         self._ranges.sort()
-        reach: dict[bool, _Range] = {}  # the weight, and the other range, that go furthest by now
+        reach: dict[bool, _Range] = {}  # the weight, and the other range, that reach furthest so far
         for each in self._ranges:
             for earlier in reach.values():
                 if each.start < earlier.end and (each.is_weight or earlier.is_weight):

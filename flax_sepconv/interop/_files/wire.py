@@ -1,8 +1,8 @@
-"""Two formats that TensorFlow's files are made of, read within bounds: protocol buffers and LevelDB's table.
+"""Reads, within bounds, the two formats of TensorFlow's files: protocol buffers and LevelDB's tables.
 
-A protocol buffer is a row of fields, each with a number and a kind, and messages are fields of messages. A table
-is a row of blocks of keys and values, in which a key says in what it differs from the one before, and a last
-block that says where the others are.
+A protocol buffer is a sequence of fields, each with a number and a kind; fields may be messages again. A table is a
+sequence of blocks of keys and values, in which a key is written as its difference from the previous one, and a last
+block with the positions of the others.
 """
 
 import struct
@@ -14,13 +14,13 @@ from flax_sepconv.interop._files.byte_source import MEBIBYTE, Source
 
 SIZE_LIMIT = 32 * MEBIBYTE
 _BLOCK_LIMIT, _KEY_LIMIT = 16 * MEBIBYTE, 1024
-# Of a field, and of an entry of a table, in steps; how many bytes take one step; bytes that Python holds.
+# Costs in steps of a field and of a table's entry; bytes per step; bytes that Python holds.
 _FIELD_STEPS, _ENTRY_STEPS, _STEP_BYTES, _ENTRY_BYTES = 3, 6, 256, 300
 _TABLE_MAGIC = 0xDB4775248B80FB57
 
 
 def table(source: Source, budget: Budget) -> dict[bytes, bytes]:
-    """All keys and values."""
+    """Reads all keys and values."""
     footer = source.read(max(0, source.size - 48), min(48, source.size))
     if len(footer) < 48 or struct.unpack("<Q", footer[40:])[0] != _TABLE_MAGIC:
         raise ValueError("its variables.index is cut off or damaged.")
@@ -45,7 +45,7 @@ def _block(source: Source, at: int, size: int, budget: Budget) -> bytes:
 
 
 def _entries(block: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
-    """A block's keys and values. At its end are positions at which to begin a search, and their number."""
+    """Yields a block's keys and values. At its end are positions to begin a search at, and their number."""
     end = len(block) - 4
     end -= 4 * struct.unpack_from("<I", block, end)[0] if end >= 0 else 0
     at, key = 0, b""
@@ -62,7 +62,7 @@ def _entries(block: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, count: int) -> list[int]:
-    """Positions and sizes of blocks."""
+    """Reads the positions and sizes of blocks."""
     numbers, at = [], 0
     for _ in range(2 * count):
         number, at = varint(data, at)
@@ -71,7 +71,7 @@ def _handle(data: bytes, count: int) -> list[int]:
 
 
 def fields(message: Any, budget: Budget, wanted: Container[int]) -> dict[int, list[Any]]:
-    """The wanted fields of a message by number: integers, and bytes for strings and messages."""
+    """Reads the wanted fields of a message by number: integers, and bytes for strings and messages."""
     if not isinstance(message, bytes):
         raise ValueError("it is damaged: a number stands where a message should.")
     fields: dict[int, list[Any]] = {}
@@ -106,7 +106,7 @@ def fields(message: Any, budget: Budget, wanted: Container[int]) -> dict[int, li
 
 
 def number(fields: Mapping[int, list[Any]], field: int) -> int:
-    """A field that holds an integer; 0 where it is left out."""
+    """Returns a field that holds an integer; 0 if it is left out."""
     value = fields.get(field, [0])[0]
     if not isinstance(value, int):
         raise ValueError("it is damaged: a message stands where a number should.")
@@ -114,7 +114,7 @@ def number(fields: Mapping[int, list[Any]], field: int) -> int:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """An integer in as many bytes as it needs, seven bits each, and the position after it."""
+    """Reads an integer in as many bytes as it needs, seven bits each, and returns it with the position after it."""
     number = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
