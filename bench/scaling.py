@@ -37,12 +37,10 @@ def programs(divided: str, devices: int):
     """The compiled forward pass and gradient of a layer whose batch or length is divided among devices."""
     mesh = jax.make_mesh((devices,), ("n",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     batch, length = (BATCH * devices, LENGTH) if divided == "batch" else (BATCH, LENGTH * devices)
-    axes = {divided: "n"}
-
     def apply(params, x):
         if divided == "batch":
             return fsc.separable_conv1d(params, x, CONFIG)  # plain jit
-        return fsc.parallel.separable_conv1d(params, x, CONFIG, mesh=mesh, **axes)
+        return fsc.parallel.separable_conv1d(params, x, CONFIG, mesh=mesh, length="n")
 
     def loss(params, x):
         return jnp.mean(apply(params, x) ** 2)
