@@ -139,6 +139,7 @@ def from_model(model: Any, *, custom_objects: Mapping[str, Any] | None = None) -
 
     Returns:
         `(layers, variables)`. A model without `get_config`, which no file can hold, has its layers by their own names.
+        Weights of layers that Flax does not have keep the names of their variables, which `.keras` files do not hold.
 
     Raises:
         ValueError: `from_layer` refuses a layer, or an array is float64 while JAX's 64-bit mode is off.
