@@ -1,4 +1,4 @@
-"""The `SeparableConv1D` layers of Keras models' files: read, and written back."""
+"""Reads the `SeparableConv1D` layers of Keras models' files, and writes them back."""
 
 import os
 import warnings
@@ -24,32 +24,32 @@ def load(
     custom_objects: Mapping[str, Any] | None = None,
     strict: bool = True,
 ) -> dict[str, tuple[SeparableConv1DConfig, dict[str, jax.Array]]]:
-    """Every `SeparableConv1D` layer in a Keras model's file.
+    """Reads every `SeparableConv1D` layer in a Keras model's file.
 
     Args:
-        path: a `.keras` or `.h5` file, of weights alone too, the folder that Keras 3 writes with `zipped=False`, or a
+        path: a `.keras` or `.h5` file, also of weights alone, the folder that Keras 3 writes with `zipped=False`, or a
             SavedModel folder of Keras 2. Its content tells which, not its name.
-        config: for a file of weights alone, what the model is: its `to_json()` as text, as a dict or as the path of a
-            file of it; or `{path: SeparableConv1DConfig}`, where names and shapes have to tell which weights are whose.
-        custom_objects: what is not Keras's own in the file, as in Keras: each name, with its package (`"mine>Cube"`) or
-            without, with the callable that JAX is to use. Of a class one is made with the entries that the file has.
-            A class's name with `SeparableConv1DConfig` says that this class is the layer. Nothing is imported by name.
-        strict: whether a layer that cannot be had is an error. If not, it is left out.
+        config: for a file of weights alone, the model's `to_json()` as text, as a dict or as the path of a file that
+            holds it; or `{path: SeparableConv1DConfig}`, with names and shapes to tell which weights belong to which.
+        custom_objects: as in Keras, what the names in the file that are not Keras's own stand for: a callable for JAX
+            by each name, with its package (`"mine>Cube"`) or without. A class is called with the entries in the file.
+            `SeparableConv1DConfig` for a class's name says that this class is the layer. Nothing is imported by name.
+        strict: whether a layer that cannot be read is an error. If not, it is left out.
 
     Returns:
-        The config and the parameters of each layer by the layers' names joined with `/`, in the order of the
-        model; empty for a model that has none. The parameters have the file's dtypes and are on JAX's default
-        device. An initializer that this library does not have is in the config and refuses to draw.
+        The config and the parameters of each layer by the layers' names joined by `/`, in the order of the model;
+        empty for a model that has none. The parameters have the file's dtypes and are on JAX's default device. An
+        initializer that this library does not have is kept in the config and refuses to draw.
 
     Raises:
-        ValueError: the file is damaged, hostile, or none of a model; a layer in it is one that Keras would refuse, or
-            has a name that `custom_objects` must say something of; or it holds float64 while JAX's 64-bit mode is off.
+        ValueError: the file is damaged, hostile or not a model's; a layer in it is one that Keras would refuse, or has
+            a name that `custom_objects` must explain; or the file holds float64 while JAX's 64-bit mode is off.
         TypeError: `config` or `custom_objects` has another form.
         OSError: there is no such file, or it may not be read.
 
     Warns:
-        UserWarning: a layer is left out, and why; the file holds what looks like the weights of such layers in a class
-            of somebody's own; or it has `SeparableConv2D` layers only.
+        UserWarning: a layer is left out (the warning says why); a class of somebody's own has what looks like the
+            weights of such layers; or the file has `SeparableConv2D` layers only.
 
     Example:
         >>> import flax_sepconv as fsc
@@ -88,24 +88,24 @@ def save(
 ) -> None:
     """Writes a copy of a Keras model's file with other weights in its `SeparableConv1D` layers.
 
-    The copy has the bytes of the original but for these weights (and, in an archive, a checksum): other layers,
-    the optimizer, configs and metadata stay what they are. It is made beside `out`, read again, and takes its name
-    at the end, so `out` may be `path`, and whatever happens on the way leaves what was there. It has the permissions
-    of the file that it replaces, or else those of `path` under the process's mask. In a folder of Keras 3's, which must
-    be `out` itself, the one file with the weights is replaced.
+    The copy has the bytes of the original except for these weights (and, in an archive, a checksum): other layers, the
+    optimizer, configs and metadata stay as they are. It is made beside `out`, read again, and renamed at the end, so
+    `out` may be `path`, and a failure leaves the existing file as it was. The copy has the permissions of the file that
+    it replaces, or else those of `path` under the process's mask. For a folder of Keras 3, `out` must be the same
+    folder, and the one file with the weights is replaced.
 
     Args:
-        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
-        params: parameters of layers by the keys that `load` gives, or nested by their parts, with `"params"` above or
-            not. Layers that are not in it keep their weights.
-        out: where the copy goes. A link is followed.
+        path: a `.keras` or `.h5` file, also of weights alone, or the folder that Keras 3 writes with `zipped=False`.
+        params: parameters of layers by the keys that `load` gives, or nested by their parts, with or without
+            `"params"` above. Layers that are not in it keep their weights.
+        out: where the copy goes. Links are followed.
         config: for a file of weights alone, as for `load`.
-        custom_objects: as for `load`; only classes that are the layer are of use here.
+        custom_objects: as for `load`; only classes that are the layer matter here.
 
     Raises:
-        ValueError: no such layer is in the file; parameters are missing, unknown, or differ in shape or dtype
-            from the file's; or the file is one that `load` refuses, a SavedModel folder, an archive that
-            something other than Keras has compressed, or one in which these weights are something else, too.
+        ValueError: no such layer is in the file; parameters are missing, unknown, or differ in shape or dtype from the
+            file's; or the file is one that `load` refuses, a SavedModel folder, an archive that something other than
+            Keras has compressed, or one in which these weights are also something else.
         TypeError: `params`, `config` or `custom_objects` has another form.
         OSError: there is no such file, or `out` cannot be written, or is a folder or a device.
 
@@ -119,7 +119,7 @@ def save(
 
 
 def _writes(file: ModelFile, params: Mapping[str, Any]) -> list[Write]:
-    """What is to be written of the parameters of layers, to each place where the file has them."""
+    """Lists what is to be written of the layers' parameters, for each place where the file has them."""
     return [
         Write(place[leaf], value, f"params[{key!r}][{leaf!r}]", f"the {leaf} of layer {shown(key)}")
         for key, given in _by_layer(params, file.layers).items()
@@ -129,7 +129,7 @@ def _writes(file: ModelFile, params: Mapping[str, Any]) -> list[Write]:
 
 
 def _by_layer(params: Any, layers: Mapping[str, Found]) -> dict[str, Any]:
-    """The parameters of each layer by its key, from a tree nested or flat."""
+    """Returns the parameters of each layer by its key, from a tree nested or flat."""
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a dict of layers' parameters; got {type(params).__name__}.")
     if "params" in params and not any(key.partition("/")[0] == "params" for key in layers):
@@ -156,7 +156,7 @@ def _by_layer(params: Any, layers: Mapping[str, Found]) -> dict[str, Any]:
 
 
 def _is_there(params: Any, key: str) -> bool:
-    """Whether a tree, nested or flat, has anything for a layer."""
+    """Returns whether a tree, nested or flat, has anything for a layer."""
     if not isinstance(params, Mapping):
         return False
     if key in params:
@@ -168,7 +168,7 @@ def _is_there(params: Any, key: str) -> bool:
 
 
 def _checked(key: str, given: Any, place: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters of a layer, once they are known to be those that the file has."""
+    """Returns the parameters of a layer after checking that they are those that the file has."""
     if not isinstance(given, Mapping) or set(given) != set(place):
         got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
         wanted = ", ".join(map(repr, place))

@@ -1,4 +1,4 @@
-"""Whole Keras models as Flax's variables, and every layer as Keras has it."""
+"""Reads and writes whole Keras models as Flax's variables, and reads every layer as Keras has it."""
 
 import os
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ def load_variables(
     config: GivenConfig | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Reads every weight of a Keras model's file, as a Flax model with the same names takes them.
+    """Reads every weight of a Keras model's file, for a Flax model with the same names.
 
     `Dense`, `Conv1D`, `Conv1DTranspose`, `DepthwiseConv1D`, `SeparableConv1D`, `Embedding`, `BatchNormalization`,
     `LayerNormalization` and `GroupNormalization` have the names and shapes of Flax's `Dense`, `Conv`, `ConvTranspose`,
     `Conv`, `flax_sepconv.SeparableConv1D`, `Embed`, `BatchNorm`, `LayerNorm` and `GroupNorm`; others keep Keras's.
-    The file has weights, and `layers` has the settings. These are not Flax's defaults:
+    The variables hold weights only; `layers` reads the settings. These settings are not Flax's defaults:
 
     | in Flax | for Keras's |
     | --- | --- |
@@ -40,18 +40,18 @@ def load_variables(
     | `nn.leaky_relu(x, 0.2)` | `"leaky_relu"`: its slope is 0.2 in Keras 3 |
 
     Args:
-        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
+        path: a `.keras` or `.h5` file, also of weights alone, or the folder that Keras 3 writes with `zipped=False`.
         config: for a file of weights alone, what the model's `to_json()` gives: text, a dict or a path.
-        custom_objects: `{"MyLayer": flax_sepconv.SeparableConv1DConfig}` says that a class made from Keras's
-            `SeparableConv1D` is that layer. Functions of your own are in no weight, and need not be named.
+        custom_objects: `{"MyLayer": flax_sepconv.SeparableConv1DConfig}` says that a subclass of Keras's
+            `SeparableConv1D` is that layer. Functions of your own have no weights, and need not be named.
 
     Returns:
-        `{"params": {...}}`, with `"batch_stats"` where there are any: nested by the layers' names as the model is, for
+        `{"params": {...}}`, with `"batch_stats"` if there are any, nested by the layers' names as the model is, for
         `model.apply(variables, x)` in Linen. NNX takes each with `nnx.update(model, variables["params"])`. The arrays
         have the file's dtypes and are on JAX's default device.
 
     Raises:
-        ValueError: as `load`, or the file is a SavedModel.
+        ValueError: as for `load`, or the file is a SavedModel.
         OSError: there is no such file, or it may not be read.
 
     Example:
@@ -79,13 +79,13 @@ def save_variables(
 ) -> None:
     """Writes a copy of a Keras model's file with the weights of Flax's variables in all its layers.
 
-    The copy has the bytes of the original but for the weights (and, in an archive, a checksum): the optimizer, configs
-    and metadata stay what they are. It is made beside `out` and takes its name at the end, so `out` may be `path`,
-    and whatever happens on the way leaves what was there. In a folder of Keras 3's, which must be `out` itself, the one
-    file with the weights is replaced.
+    The copy has the bytes of the original except for the weights (and, in an archive, a checksum): the optimizer,
+    configs and metadata stay as they are. It is made beside `out` and renamed at the end, so `out` may be `path`, and a
+    failure leaves the existing file as it was. For a folder of Keras 3, `out` must be the same folder, and the one file
+    with the weights is replaced.
 
     Args:
-        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
+        path: a `.keras` or `.h5` file, also of weights alone, or the folder that Keras 3 writes with `zipped=False`.
         variables: every weight of the file, as `load_variables` gives them.
         out: where the copy goes.
         config: for a file of weights alone, as for `load_variables`.
@@ -116,20 +116,20 @@ def save_variables(
 
 
 def layers(path: str | os.PathLike[str], *, config: GivenConfig | None = None) -> dict[str, KerasLayer]:
-    """Reads every layer of a Keras model's file as Keras has it, for whatever Flax has no counterpart of.
+    """Reads every layer of a Keras model's file as Keras has it, also those without a counterpart in Flax.
 
     Args:
-        path: a `.keras` or `.h5` file, of weights alone too, or the folder that Keras 3 writes with `zipped=False`.
+        path: a `.keras` or `.h5` file, also of weights alone, or the folder that Keras 3 writes with `zipped=False`.
         config: for a file of weights alone, what the model's `to_json()` gives: text, a dict or a path.
 
     Returns:
-        The class name, the config and the weights of each layer by the layers' names joined with `/`, in the order of
-        the model. A layer that holds others, such as a model, is there if it has weights of its own. The weights are
-        NumPy arrays by Keras's names, in the order of `get_weights()`; a `.keras` file has no names, so that those of
-        classes that are not known to Flax are numbers.
+        The class name, the config and the weights of each layer by the layers' names joined by `/`, in the order of the
+        model. A layer that holds others, such as a model, is there if it has its own weights. The weights are NumPy
+        arrays by Keras's names, in the order of `get_weights()`. A `.keras` file does not name weights, so for classes
+        without a counterpart in Flax the names are numbers.
 
     Raises:
-        ValueError: as `load`, or the file is a SavedModel.
+        ValueError: as for `load`, or the file is a SavedModel.
         OSError: there is no such file, or it may not be read.
 
     Example:
@@ -142,7 +142,7 @@ def layers(path: str | os.PathLike[str], *, config: GivenConfig | None = None) -
 
 
 def _writes(placed: Mapping[Path, Placed], variables: Mapping[str, Any]) -> list[Write]:
-    """What is to be written of the variables, to each place where the file has it."""
+    """Lists what is to be written of the variables, for each place where the file has it."""
     described = {
         path: KerasLayer(layer.class_name, layer.config, layer.weights) for path, layer in placed.items()
     }
