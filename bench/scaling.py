@@ -37,6 +37,7 @@ def programs(divided: str, devices: int):
     """The compiled forward pass and gradient of a layer whose batch or length is divided among devices."""
     mesh = jax.make_mesh((devices,), ("n",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     batch, length = (BATCH * devices, LENGTH) if divided == "batch" else (BATCH, LENGTH * devices)
+
     def apply(params, x):
         if divided == "batch":
             return fsc.separable_conv1d(params, x, CONFIG)  # plain jit

@@ -1,24 +1,125 @@
-"""Checks the arrays, parameters and keys that the layer's functions are called with.
+"""Checks single values, and the arrays, parameters and keys that the layer's functions are called with.
 
-Each check refuses before anything is computed, with the argument's name, what came and what would do. The arguments of
-a config are checked when the config is made (`_arguments`).
+Each check refuses before anything is computed, with the argument's name, what came and what would do. `_arguments` says
+which check each argument of a config takes; these run when the config is made.
 """
 
 import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
+from jax.export import is_symbolic_dim
 
-from flax_sepconv._arguments import FLOATS
+from flax_sepconv._keras.objects import integer
 from flax_sepconv._messages import shown
 
 if TYPE_CHECKING:
     from flax_sepconv.config import SeparableConv1DConfig
+
+
+SIZE_LIMIT = 2**24
+"""No layer comes near this limit, and within it products of sizes do not overflow."""
+
+FLOATS = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
+
+
+def count(argument: str, value) -> int:
+    """Returns an integer from 1 to `SIZE_LIMIT`."""
+    number = integer(argument, value)
+    if number <= 0:
+        raise ValueError(f"`{argument}` must be at least 1; got {shown(value)}.")
+    if number > SIZE_LIMIT:
+        raise ValueError(f"`{argument}` must be at most {SIZE_LIMIT}; got {shown(value)}.")
+    return number
+
+
+def size(argument: str, value) -> int:
+    """Returns a positive integer; Keras also allows a sequence of one."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 1:
+            raise ValueError(f"`{argument}` must be an integer or a sequence of one; got {shown(value)}.")
+        (value,) = value
+    return count(argument, value)
+
+
+def sizes(argument: str, value) -> tuple[Any, ...]:
+    """Returns the sizes of an array's axes: integers, symbolic dimensions, and `None` where one is unknown."""
+    of_axes = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+    if not of_axes or getattr(value, "ndim", 1) != 1:
+        hint = " Pass its `.shape`." if hasattr(value, "shape") else ""
+        raise TypeError(
+            f"`{argument}` must be a sequence of sizes, such as (None, 100, 12); got {shown(value)}.{hint}"
+        )
+    known: tuple[Any, ...] = tuple(int(each) if isinstance(each, np.integer) else each for each in value)
+    if not all(each is None or type(each) is int or is_symbolic_dim(each) for each in known):
+        raise TypeError(f"`{argument}` must have integers for sizes, or None; got {shown(known)}.")
+    if any(type(each) is int and each < 0 for each in known):
+        raise ValueError(f"`{argument}` must have no negative sizes; got {shown(known)}.")
+    return known
+
+
+def choice(options: tuple[str, ...], argument: str, value) -> str:
+    """Returns one of a few words, which may be written in any case."""
+    lowered = value.lower() if isinstance(value, str) else value
+    if lowered not in options:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"`{argument}` must be one of {', '.join(map(repr, options))}; got {shown(value)}.")
+    return lowered
+
+
+def boolean(argument: str, value) -> bool:
+    """Returns `True` or `False`; refuses what is merely truthy or falsy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{argument}` must be True or False; got {shown(value)}.")
+    return bool(value)
+
+
+def optional_name(argument: str, value) -> str | None:
+    """Returns a string or `None`."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"`{argument}` must be a string or None; got {shown(value)}.")
+    return value
+
+
+def float_dtype(argument: str, value) -> np.dtype:
+    """Returns a real floating dtype."""
+    try:
+        dtype = jnp.dtype(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if value is None or dtype is None or dtype not in FLOATS:
+        policy = (isinstance(value, str) and value.startswith("mixed_")) or isinstance(value, Mapping)
+        hint = " For one of Keras's policies, set `dtype` to its compute dtype." if policy else ""
+        raise TypeError(
+            f"`{argument}` must be one of {', '.join(map(str, FLOATS))}; got {shown(value)}.{hint}"
+        )
+    return dtype
+
+
+def optional_dtype(argument: str, value) -> np.dtype | None:
+    """Returns a real floating dtype or `None`."""
+    return None if value is None else float_dtype(argument, value)
+
+
+def precision(argument: str, value):
+    """Returns `None`, one of lax's precisions, or a pair of them."""
+    if value is None:
+        return None
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return tuple(precision(argument, each) for each in value)
+    try:
+        return lax.Precision(value)
+    except ValueError:
+        raise ValueError(
+            f"`{argument}` must be None, 'default', 'high', 'highest', a jax.lax.Precision, or a pair of "
+            f"these; got {shown(value)}."
+        ) from None
 
 
 def as_array(argument: str, value: Any) -> jax.Array | np.ndarray:

@@ -26,6 +26,7 @@ from flax_sepconv import (
     _callables,
     _packed,
     _symbolic,
+    _validation,
     _window,
     activations,
     initializers,
@@ -206,7 +207,7 @@ class SeparableConv1DConfig:
     def weights(self, in_features: int) -> tuple[Weight, ...]:
         """Describes the weights for `in_features` input channels, in Keras's order; no bias without `use_bias`."""
         if not export.is_symbolic_dim(in_features):
-            in_features = _arguments.count("in_features", in_features)
+            in_features = _validation.count("in_features", in_features)
         channels = in_features * self.depth_multiplier
         shapes = {
             "depthwise_kernel": (self.kernel_size, in_features, self.depth_multiplier),
@@ -399,7 +400,7 @@ class SeparableConv1DConfig:
                 cannot be traced.
             TypeError: `input_shape` is not a sequence of sizes.
         """
-        shape = list(_arguments.sizes("input_shape", input_shape))
+        shape = list(_validation.sizes("input_shape", input_shape))
         if len(shape) < 2:
             raise ValueError(f"`input_shape` must have at least a length and channels; got {tuple(shape)}.")
         if shape[self.channel_axis] == 0:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from flax_sepconv import _arguments, _callables, _kernels, _ragged
+from flax_sepconv import _callables, _kernels, _ragged, _validation
 from flax_sepconv._dtypes import output_dtype, wide
 from flax_sepconv._types import DataFormat, Implementation, Padding, Size
 from flax_sepconv._validation import as_real, check_input, check_key, check_params, check_width
@@ -116,7 +116,7 @@ def init_params(key: ArrayLike, in_features: int, config: SeparableConv1DConfig)
     """
     check_config(config)
     check_key("key", key)
-    in_features = _arguments.count("in_features", in_features)
+    in_features = _validation.count("in_features", in_features)
     check_width("param_dtype", config.param_dtype)
     weights = config.weights(in_features)
     params = {}

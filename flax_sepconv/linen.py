@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from flax_sepconv import _arguments, _callables
+from flax_sepconv import _arguments, _callables, _validation
 from flax_sepconv._layer_configs.calls import noted
 from flax_sepconv._types import DataFormat, Identifier, Implementation, Padding, Size
 from flax_sepconv._validation import check_axes, check_input, check_width
@@ -137,7 +137,7 @@ class SeparableConv1D(_NamesUnknown, nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         config = self.config  # refuses what a config refuses
-        if _arguments.boolean("decode", self.decode):
+        if _validation.boolean("decode", self.decode):
             check_streamable(config)
 
     @property

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from flax_sepconv import _arguments
+from flax_sepconv import _arguments, _validation
 from flax_sepconv._callables import drawn
 from flax_sepconv._layer_configs import layer_configs as layer_configs
 from flax_sepconv._layer_configs.calls import noted
@@ -160,9 +160,9 @@ class SeparableConv1D(nnx.Module):
             raise TypeError(f"`rngs` must be an nnx.Rngs; got {shown(rngs)}.")
         names = inspect.signature(SeparableConv1DConfig).parameters
         self.config = SeparableConv1DConfig(**{name: given[name] for name in names})
-        self.in_features = _arguments.count("in_features", in_features)
+        self.in_features = _validation.count("in_features", in_features)
         check_width("param_dtype", self.config.param_dtype)
-        self.decode = _arguments.boolean("decode", decode)
+        self.decode = _validation.boolean("decode", decode)
         if decode:
             check_streamable(self.config)
         for weight in self.config.weights(self.in_features):

@@ -22,7 +22,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from flax_sepconv import _arguments, _callables, _ragged, _window, activations
+from flax_sepconv import _callables, _ragged, _validation, _window, activations
 from flax_sepconv._keras.objects import integer
 from flax_sepconv._messages import shown
 from flax_sepconv._validation import as_array, as_integers, check_axes
@@ -66,7 +66,7 @@ def init_stream(
     batch = tuple(integer("batch_shape", size) for size in batch_shape)
     if any(size < 0 for size in batch):
         raise ValueError(f"`batch_shape` must have no negative sizes; got {batch}.")
-    in_features = _arguments.count("in_features", in_features)
+    in_features = _validation.count("in_features", in_features)
     check_streamable(config, len(batch) + 2)
     return jnp.zeros(_state_shape(config, batch, in_features), dtype)
 

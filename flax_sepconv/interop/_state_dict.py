@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_sepconv import _arguments
+from flax_sepconv import _validation
 
 _NORMALIZED = (
     ("weight_g", "weight_v"),
@@ -152,7 +152,7 @@ def _channels(state_dict: Mapping[str, Any], key: str, channels: int, weight: st
 def _array(key: str, value) -> np.ndarray:
     """Copies a tensor or an array in its own dtype."""
     try:
-        dtype = _arguments.float_dtype("dtype", str(value.dtype).removeprefix("torch."))
+        dtype = _validation.float_dtype("dtype", str(value.dtype).removeprefix("torch."))
     except (AttributeError, TypeError):
         came = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"`state_dict[{key!r}]` must be a floating tensor or array; got {came}.") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_sepconv._arguments import FLOATS
+from flax_sepconv._validation import FLOATS
 from flax_sepconv.interop._files import byte_source, untrusted_json
 from flax_sepconv.interop._files.atomic import replacing
 

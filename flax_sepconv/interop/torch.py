@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_sepconv import _arguments, _validation, _window
+from flax_sepconv import _validation, _window
 from flax_sepconv._keras.objects import integer, non_negative
 from flax_sepconv._types import DataFormat
 from flax_sepconv.config import SeparableConv1DConfig, check_config
@@ -122,7 +122,7 @@ def from_state_dict(
             f"and groups=1 on the {channels} channels that the depthwise one gives; got the shape {second.shape}."
             f"{batch_norm}"
         )
-    multiplier = _arguments.count("depth_multiplier", depth_multiplier)
+    multiplier = _validation.count("depth_multiplier", depth_multiplier)
     if channels % multiplier:
         raise ValueError(
             f"`depth_multiplier` must divide the {channels} channels of {first.key!r}; got {multiplier}."
@@ -240,8 +240,8 @@ def _padding(padding, kernel_size: int, strides, dilation_rate, one_axis: bool) 
     amounts = padding if isinstance(padding, (tuple, list)) and 1 <= len(padding) <= 2 else (padding,)
     left, right = amounts[0], amounts[-1]
     left, right = integer("padding", left), integer("padding", right)
-    strides = _arguments.size("strides", strides)
-    reach = _window.span(kernel_size, _arguments.size("dilation_rate", dilation_rate)) - 1
+    strides = _validation.size("strides", strides)
+    reach = _window.span(kernel_size, _validation.size("dilation_rate", dilation_rate)) - 1
     if len(amounts) == 2 and not one_axis:
         raise ValueError(
             f"`padding` must be a number of zeros, or a word, with the weight of a Conv2d, whose pair is of two axes; "
