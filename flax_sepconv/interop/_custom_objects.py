@@ -1,4 +1,4 @@
-"""What the names in a file that are not Keras's own stand for, as the caller says."""
+"""Holds what the caller says about the names in a file that are not Keras's own."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from flax_sepconv.config import SeparableConv1DConfig
 
 
 class Custom(NamedTuple):
-    """An object of the caller's: the name that it is given under, and itself."""
+    """An object that the caller passes, and its name."""
 
     name: str
     value: Any
 
 
 class CustomObjects:
-    """What the caller says that the names in a file stand for.
+    """The meaning of names in a file, given by the caller.
 
     Args:
         given: callables by name, and `SeparableConv1DConfig` by the names of classes that are the layer.
 
     Raises:
-        TypeError: not a mapping from strings.
+        TypeError: `given` is not a mapping from strings.
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None):
@@ -36,16 +36,16 @@ class CustomObjects:
         self._objects = {name: value for name, value in given.items() if name not in self._layers}
 
     def find(self, identifier: Any) -> Custom | None:
-        """What an identifier stands for, if the caller says so.
+        """Finds what an identifier stands for, if the caller says so.
 
         Args:
-            identifier: a name, or a config of Keras's.
+            identifier: a name, or a Keras config.
 
         Returns:
-            The caller's object. Of a class one is made with the entries that the file has, as Keras does.
+            The caller's object. A class is instantiated with the entries in the file, as in Keras.
 
         Raises:
-            ValueError: none can be made with these entries.
+            ValueError: the class cannot be instantiated with these entries.
         """
         name = next((each for each in names(identifier) if each in self._objects), None)
         if name is None:
@@ -62,5 +62,5 @@ class CustomObjects:
         return Custom(name, value)
 
     def is_layer(self, entry: Mapping[str, Any]) -> bool:
-        """Whether the caller says that the class of an entry is a `SeparableConv1D`."""
+        """Returns whether the caller says that the class of an entry is a `SeparableConv1D`."""
         return any(name in self._layers for name in names(entry)) if self._layers else False

@@ -1,20 +1,20 @@
-"""Keras layers' weights as the Flax layers have them, and back.
+"""Converts Keras layers' weights to the names and shapes of Flax layers, and back.
 
     to_flax({path: KerasLayer}) ─► {"params": {...}, "batch_stats": {...}}
     from_flax({path: KerasLayer}, variables) ─► {path: weights under Keras's names}
 
-| Keras | Flax | weights that differ in more than their name |
+| Keras | Flax | weights that differ by more than their name |
 | --- | --- | --- |
 | Dense, Conv1D | `Dense`, `Conv` | |
 | Conv1DTranspose | `ConvTranspose(transpose_kernel=True)` | |
 | DepthwiseConv1D | `Conv(feature_group_count=channels)` | `(K, C, M)` becomes `(K, 1, C * M)` |
 | SeparableConv1D | `flax_sepconv.SeparableConv1D` | |
 | Embedding | `Embed` | |
-| BatchNormalization | `BatchNorm` | of several axes, without the axes of 1 between them |
+| BatchNormalization | `BatchNorm` | for several axes, without the axes of size 1 between them |
 | LayerNormalization, GroupNormalization | `LayerNorm`, `GroupNorm` | |
 
-So a weight is renamed and reshaped, never transposed, and the shape that Keras gave it is all that the way back needs.
-Layers of other classes, or with other weights than these have, keep Keras's names and shapes.
+So a weight is renamed and reshaped, never transposed, and the way back only needs the shape that Keras gave it.
+Layers of other classes, or with other weights than these classes have, keep Keras's names and shapes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +34,8 @@ class KerasLayer(NamedTuple):
     """A layer as Keras has it.
 
     Attributes:
-        class_name: its class; of one that is not Keras's own, the name it is registered under, `"package>Class"`.
-        config: what its `get_config()` gives, as plain JSON.
+        class_name: its class; if it is not Keras's own, the name it is registered under, `"package>Class"`.
+        config: what its `get_config()` returns, as plain JSON.
         weights: its arrays by Keras's names, in the order of its `get_weights()`.
     """
 
@@ -45,13 +45,13 @@ class KerasLayer(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """Where Flax has a weight: in which collection, under which name, and in which shape.
+    """The place of a weight in Flax: its collection, name and shape.
 
     Attributes:
         collection: `"params"` or `"batch_stats"`.
         name: its name there.
-        rank: that of Keras's array, where the class fixes it.
-        shape: the shape in Flax for Keras's shape and the layer's config.
+        rank: the rank of Keras's array, if the class fixes it.
+        shape: computes the shape in Flax from Keras's shape and the layer's config.
     """
 
     collection: str
@@ -65,7 +65,7 @@ def _depthwise(shape: Shape, config: Mapping[str, Any]) -> Shape:
 
 
 def _features(shape: Shape, config: Mapping[str, Any]) -> Shape:
-    """The sizes of the axes that are normalized, where Keras keeps an axis of 1 for every other one."""
+    """Returns the sizes of the normalized axes; Keras keeps an axis of size 1 for every other axis."""
     axes = config.get("axis")
     if len(shape) == 1 or not isinstance(axes, list) or not set(axes) <= set(range(-len(shape), len(shape))):
         return shape
@@ -93,22 +93,22 @@ _LAYERS: dict[str, dict[str, _Leaf]] = {
     "LayerNormalization": _SCALED,
     "GroupNormalization": _SCALED,
 }
-"""By class, each weight in the order of `get_weights()`: its name in Keras, and where Flax has it."""
+"""The weights of each class in the order of `get_weights()`: the name in Keras, and the place in Flax."""
 
 _SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
-"""The entry of a config that says whether a weight is there; it is where the entry is missing."""
+"""The entry of a config that says whether a weight exists; it does if the entry is missing."""
 
 _RENAMED = {("DepthwiseConv1D", "depthwise_kernel"): "kernel"}
-"""Names of Keras 2 that Keras 3 has changed."""
+"""Names in Keras 2 that Keras 3 changed."""
 
 
 def is_known(class_name: str) -> bool:
-    """Whether Flax has a layer for this class of Keras's."""
+    """Returns whether Flax has a layer for this Keras class."""
     return class_name in _LAYERS
 
 
 def weight_names(class_name: str, config: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Keras's names of a layer's weights, in the order of `get_weights()`.
+    """Returns Keras's names for a layer's weights, in the order of `get_weights()`.
 
     Args:
         class_name: its class.
@@ -116,7 +116,7 @@ def weight_names(class_name: str, config: Mapping[str, Any], count: int) -> tupl
         count: how many weights it has.
 
     Returns:
-        The names, or `"0"`, `"1"`, ... where the class is not known to have so many.
+        The names, or `"0"`, `"1"`, ... if the class is not known to have that many.
     """
     names = tuple(
         name
@@ -127,7 +127,7 @@ def weight_names(class_name: str, config: Mapping[str, Any], count: int) -> tupl
 
 
 def named(class_name: str, config: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer's arrays under the names that Keras 3 gives them, where they have a number or a name of Keras 2."""
+    """Renames a layer's arrays as Keras 3 does, if they have numbers or names of Keras 2."""
     numbers = [*map(str, range(len(arrays)))]
     names = weight_names(class_name, config, len(arrays)) if [*arrays] == numbers else arrays
     return {
@@ -137,13 +137,13 @@ def named(class_name: str, config: Mapping[str, Any], arrays: Mapping[str, Any])
 
 
 def to_flax(layers: Mapping[Path, KerasLayer]) -> dict[str, dict[str, Any]]:
-    """The weights of layers by Flax's collections, nested as the layers are, in Flax's names and shapes.
+    """Returns the weights of layers by Flax's collections, nested like the layers, with Flax's names and shapes.
 
     Args:
-        layers: the layers; their weights are arrays of NumPy's or JAX's.
+        layers: the layers; their weights are NumPy or JAX arrays.
 
     Returns:
-        `{"params": {...}}`, with `"batch_stats"` where there are any. A weight of a layer inside a layer, such as
+        `{"params": {...}}`, with `"batch_stats"` if there are any. A weight of a layer inside a layer, such as
         `query/kernel`, is nested too.
 
     Raises:
@@ -157,17 +157,17 @@ def to_flax(layers: Mapping[Path, KerasLayer]) -> dict[str, dict[str, Any]]:
 
 
 def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
-    """The weights of layers under Keras's names and in Keras's shapes: `to_flax` the other way.
+    """Returns the weights of layers with Keras's names and shapes: the inverse of `to_flax`.
 
     Args:
-        layers: the layers, whose weights say which names and shapes there are.
-        variables: what `to_flax` gives, with other values; nested, or flat with joined keys.
+        layers: the layers, whose weights tell the names and shapes.
+        variables: what `to_flax` returns, with other values; nested, or flat with joined keys.
 
     Returns:
         The arrays of each layer in the order of its `get_weights()`.
 
     Raises:
-        ValueError: a weight is missing, or has another shape or dtype; or there is one that no layer has.
+        ValueError: a weight is missing, has another shape or dtype, or belongs to no layer.
     """
     left: dict[str, Any] = {}
     for at, value in _flat(variables):
@@ -202,7 +202,7 @@ def from_flax(layers: Mapping[Path, KerasLayer], variables: Mapping[str, Any]) -
 
 
 def _leaves(layer: KerasLayer) -> Iterator[tuple[str, tuple[str, ...], Shape]]:
-    """Each weight by Keras's name: where Flax has it, and in which shape."""
+    """Yields each weight's name in Keras, its place in Flax, and its shape there."""
     leaves = _LAYERS.get(layer.class_name, {})
     is_flax = all(
         name in leaves and leaves[name].rank in (None, len(value.shape))

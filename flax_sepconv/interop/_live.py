@@ -1,4 +1,4 @@
-"""Live Keras layers, of Keras 3, tf_keras or TensorFlow, described as a file has them; none of these is imported."""
+"""Describes live layers of Keras 3, tf_keras or TensorFlow as a file does, without importing any of the three."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ MODULES = ("keras", "tf_keras", "tensorflow")
 
 
 def walk(layer: Any, path: Path = (), seen: set[int] | None = None) -> Iterator[tuple[Path, Any, list[Any]]]:
-    """A live layer and all below it: the names on the way to each, it, and the layers that it holds.
+    """Yields a live layer and all layers below it: for each its path of names, itself, and the layers that it holds.
 
-    A layer that is at several places is given at the first. What a layer holds is what its config describes, as in a
-    file; of a class that has no config, all that Keras knows of.
+    A layer at several places is yielded at the first one. A layer holds what its config describes, as in a file; if
+    its class has no config, it holds all that Keras knows of.
     """
     seen = set() if seen is None else seen
     if id(layer) not in seen:
@@ -32,11 +32,11 @@ def walk(layer: Any, path: Path = (), seen: set[int] | None = None) -> Iterator[
 
 
 def keras_layer(layer: Any, children: Sequence[Any] = ()) -> KerasLayer:
-    """A live layer as it would be in a file.
+    """Describes a live layer as a file would.
 
     Args:
         layer: any built layer.
-        children: layers that it holds, whose weights are left out, as are counts and vocabularies, here and in files.
+        children: layers that it holds. Their weights are left out; so are counts and vocabularies, as in files.
     """
     below = {id(weight) for child in children for weight in child.weights}
     config = _plain(layer) or {}
@@ -54,20 +54,20 @@ def keras_layer(layer: Any, children: Sequence[Any] = ()) -> KerasLayer:
 
 
 def class_name(cls: type) -> str:
-    """The name of Keras's own class, or of another one with its package before it."""
+    """Returns the name of a class, with its package before it unless the class is Keras's own."""
     package = cls.__module__.partition(".")[0]
     return cls.__name__ if package in MODULES else f"{package}>{cls.__name__}"
 
 
 def separable_class(layer: Any) -> type | None:
-    """Keras's `SeparableConv1D` if the layer is one, of its class or of a class made from it."""
+    """Returns Keras's `SeparableConv1D` if the layer is an instance of it or of a subclass, else `None`."""
     return next((cls for cls in type(layer).__mro__ if class_name(cls) == "SeparableConv1D"), None)
 
 
 def own_callables(layer: Any) -> dict[str, Any]:
-    """Functions and objects of the user's own in a live layer, by its arguments; without initializers.
+    """Finds the user's own functions and objects in a live layer, by argument, except for initializers.
 
-    These are called with a key in JAX, and not in Keras.
+    Initializers are called with a key in JAX, but not in Keras.
     """
     found = {}
     for argument, module in IDENTIFIERS.items():
@@ -88,7 +88,7 @@ def _children(layer: Any) -> list[Any]:
 
 
 def _plain(layer: Any) -> dict[str, Any] | None:
-    """A layer's config in what JSON has; `None` of a class without one."""
+    """Returns a layer's config as plain JSON, or `None` if its class has none."""
     try:
         config = layer.get_config()
     except NotImplementedError:
@@ -97,7 +97,7 @@ def _plain(layer: Any) -> dict[str, Any] | None:
 
 
 def _own_name(layer: Any, weight: Any) -> str:
-    """A weight's name without the names of what holds it: `kernel`, or `query/kernel` of a layer inside."""
+    """Returns a weight's name without its holders' names: `kernel`, or `query/kernel` for a layer inside."""
     path = getattr(weight, "path", weight.name).partition(":")[0]
     _, found, own = f"/{path}".partition(f"/{layer.name}/")
     return own if found else path.rpartition("/")[2]

@@ -1,10 +1,10 @@
-"""What a file of a model holds, whatever kind of file it is: the model's config, and the HDF5 group with the weights.
+"""Opens a model's file of any kind: finds the model's config and the HDF5 group with the weights.
 
     .keras archive, or a folder of the same files   config.json, metadata.json, model.weights.h5
     .h5 of a whole model                            model_config, keras_version, model_weights
     .h5 and .weights.h5 of weights alone            no config
 
-What it is, its first bytes tell, not its name.
+The kind of a file is told by its first bytes, not by its name.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ class Container(NamedTuple):
     """A file, opened.
 
     Attributes:
-        config: the model's config as JSON; `None` of weights alone.
-        version: that of the Keras that wrote it, as the file has it, whatever that is.
+        config: the model's config as JSON; `None` for weights alone.
+        version: the version of the Keras that wrote the file, as the file has it, unchecked.
         weights: the group with the weights.
-        is_named: whether the weights are in an HDF5 file's groups by the layers' names, and not in Keras's own format.
-        source: what the positions of weights count from; `None` where they cannot be replaced in place.
-        checksums: where in the whole file the checksum of the source stands.
-        regions: for the weights that are to be written, by their addresses, marks all that the file holds.
+        is_named: whether the weights are in HDF5 groups named for the layers, rather than in Keras's own format.
+        source: the range that the positions of weights count from; `None` if they cannot be replaced in place.
+        checksums: the positions of the source's checksum in the whole file.
+        regions: marks everything that the file holds, given the weights to be written by their addresses.
     """
 
     config: str | bytes | None
@@ -45,7 +45,7 @@ class Container(NamedTuple):
 
 
 def is_keras_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the folder that Keras 3 writes with `zipped=False`."""
+    """Returns whether this is a folder that Keras 3 wrote with `zipped=False`."""
     return all(os.path.isfile(os.path.join(path, name)) for name in (CONFIG, WEIGHTS))
 
 
@@ -55,17 +55,17 @@ def opened(
     budget: Budget,
     weights: str | os.PathLike[str] | None = None,
 ) -> Container:
-    """Opens a file or a folder of Keras's own, for as long as the stack lasts.
+    """Opens a Keras file or folder until the stack ends.
 
     Args:
         path: the file or folder.
         stack: closes it.
         budget: what reading it may cost.
-        weights: the file that stands for the one with the weights in a folder.
+        weights: the file to read in place of the one with the weights in a folder.
 
     Raises:
-        ValueError: it is damaged, hostile, or of a kind that is not read.
-        OSError: there is none, or it may not be read.
+        ValueError: it is damaged, hostile, or of an unsupported kind.
+        OSError: it does not exist, or may not be read.
     """
     if os.path.isdir(path):
         return _folder(os.fsdecode(path), stack, budget, weights)
@@ -136,7 +136,7 @@ def _own_format(
     checksums: Sequence[int],
     take_rest: Callable[[Regions], None],
 ) -> Container:
-    """The files of Keras's own format, wherever they are."""
+    """Returns the container for the files of Keras's own format, wherever they are."""
     about: Any = untrusted_json.parse(metadata, file.budget)
     version = about.get("keras_version") if isinstance(about, dict) else None
     return Container(config, version, file.root, False, source, checksums, _regions(file, take_rest))
@@ -163,7 +163,7 @@ def _hdf5(source: Source, stack: contextlib.ExitStack, budget: Budget) -> Contai
 def _regions(
     file: hdf5.File, take_rest: Callable[[Regions], None] = lambda taken: None
 ) -> Callable[[dict[int, str]], Regions]:
-    """Marks all that an HDF5 file holds, and the rest of what it is in."""
+    """Returns a function that marks everything in an HDF5 file, and the rest of the file that contains it."""
 
     def regions(weights: dict[int, str]) -> Regions:
         taken = Regions(file.budget)
@@ -181,7 +181,7 @@ def _checked_size(source: Source) -> int:
 
 
 def _of_json(content: Any) -> str:
-    """Why a file of JSON is no model's."""
+    """Says why a JSON file does not hold a model."""
     if isinstance(content, dict) and "weight_map" in content:
         return (
             "it is the index of weights in several files, as `save_weights` with `max_shard_size` writes them. Write "

@@ -1,9 +1,8 @@
-"""A Keras model's config as a tree of layers, and the `SeparableConv1D` layers in it.
+"""Reads a Keras model's config as a tree of layers, and finds the `SeparableConv1D` layers in it.
 
-Every Keras writes a layer as `{"class_name": ..., "config": {...}}`, and the layers inside it somewhere in that
-inner config: a model in the list `layers`, a wrapper under `layer`, a class of one's own under any name. So
-whatever has these two entries counts as a layer here, and nothing needs to be known of the classes around it;
-none is imported.
+Every Keras version writes a layer as `{"class_name": ..., "config": {...}}`, and the layers inside it somewhere in that
+inner config: a model in the list `layers`, a wrapper under `layer`, a user's own class under any name. So whatever has
+these two entries counts as a layer here, and nothing needs to be known about the classes around it; none is imported.
 """
 
 import collections
@@ -22,8 +21,8 @@ from flax_sepconv.interop._files.budget import Budget
 from flax_sepconv.interop._files.reading import Reading
 
 _NAME_LIMIT = 256
-_TEXT_LIMIT = 2**20  # of a function's code, which Keras writes for lambdas and nobody reads here
-# In steps: making a config, each value and each list in one, and anything else that has a class and a config.
+_TEXT_LIMIT = 2**20  # for a function's code, which Keras writes for lambdas and nobody reads here
+# Costs in steps: making a config, each value and each list in one, and anything else that has a class and a config.
 CONFIG_STEPS, _VALUE_STEPS, _LIST_STEPS, _LAYER_STEPS, _LAYER_BYTES = 250, 2, 6, 30, 1000
 
 _CLASS = "SeparableConv1D"
@@ -32,12 +31,12 @@ _PACKAGES = ("", "keras", "tf_keras", "tensorflow", "tf")
 
 
 class Settings(NamedTuple):
-    """What a file says of a `SeparableConv1D`.
+    """What a file says about a `SeparableConv1D`.
 
     Attributes:
         config: its config.
         refused: the arguments that are not understood, which have their defaults in the config.
-        unsaid: the arguments that the file leaves out and that the weights' shapes say.
+        unsaid: the arguments that the file leaves out and that the weights' shapes tell.
     """
 
     config: SeparableConv1DConfig
@@ -52,18 +51,18 @@ class Layer:
     Attributes:
         name: its name.
         class_name: its class, without a package.
-        full_name: its class, with the package that registered it before it where that is not Keras; of a class that
-            the caller says to be a `SeparableConv1D`, that.
+        full_name: its class, after the name of the package that registered it, unless that is Keras;
+            `SeparableConv1D` if the caller says that the class is one.
         config: the entries of its own config.
         path: the names from below the model down to it, joined with `/`.
-        trainable: whether this and all that holds it is trainable.
-        holder: leads to the layer that holds it, which must be kept; `None` for the model itself.
+        trainable: whether it and all layers that hold it are trainable.
+        holder: a weak reference to the layer that holds it, which must be kept alive; `None` for the model itself.
         slot: the entry of the parent's config that holds it.
         in_list: whether that entry holds a list or dict of layers.
         children: the layers it holds, in order.
         holds: whether it is a `SeparableConv1D` or has one below.
-        same_as: the layer itself at an earlier place, where the model uses one layer at several.
-        settings: what is known of a `SeparableConv1D`, else `None`.
+        same_as: the same layer at an earlier place, if the model uses it at several.
+        settings: what is known about a `SeparableConv1D`, else `None`.
     """
 
     name: str
@@ -82,7 +81,7 @@ class Layer:
 
     @property
     def parent(self) -> "Layer | None":
-        """The layer that holds it, `None` for the model itself."""
+        """The layer that holds it, or `None` for the model itself."""
         return self.holder() if self.holder else None
 
     @property
@@ -92,38 +91,38 @@ class Layer:
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a layer, and no initializer or the like, which have no name, or a policy, which has one."""
+        """Whether it is a layer: an initializer or the like has no name, and a dtype policy is in the slot `dtype`."""
         return self.slot != "dtype" and isinstance(self.config.get("name"), str)
 
     def walk(self) -> Iterator["Layer"]:
-        """This layer and all below it, in order."""
+        """Yields this layer and all layers below it, in order."""
         yield self
         for child in self.children:
             if child.is_layer:
                 yield from child.walk()
 
     def holding(self) -> Iterator["Layer"]:
-        """This layer and all below it that hold a `SeparableConv1D`, in order."""
+        """Yields those of this layer and the layers below it that hold a `SeparableConv1D`, in order."""
         if self.holds:
             yield self
             for child in self.children:
                 yield from child.holding()
 
     def separable(self) -> list["Layer"]:
-        """The `SeparableConv1D` layers among these, at each of their places."""
+        """Lists the `SeparableConv1D` layers among these, at each of their places."""
         return [layer for layer in self.holding() if layer.settings]
 
 
 def tree(entry: Any, keras2: bool | None, reading: Reading) -> Layer:
-    """The tree of layers that a model's config describes.
+    """Builds the tree of layers that a model's config describes.
 
     Args:
-        entry: the config, out of JSON.
-        keras2: whether a Keras before 3 wrote it; `None` where nothing says so.
+        entry: the config, parsed from JSON.
+        keras2: whether a Keras before 3 wrote it; `None` if unknown.
         reading: how the file is read.
 
     Raises:
-        ValueError: it is no model's config, beyond all measure, or a `SeparableConv1D` in it has a config that Keras
+        ValueError: it is not a model's config, is far too large, or has a `SeparableConv1D` with a config that Keras
             would refuse.
     """
     if not is_layer(entry):
@@ -134,13 +133,13 @@ def tree(entry: Any, keras2: bool | None, reading: Reading) -> Layer:
 
 
 def is_keras2(version: Any) -> bool | None:
-    """Whether this version, as a file has it, is one of a Keras before 3; `None` where it is no version."""
+    """Returns whether this version, as a file has it, is of a Keras before 3; `None` if it is not a version."""
     major = version.partition(".")[0] if isinstance(version, str) else ""
     return int(major) < 3 if re.fullmatch("[0-9]{1,4}", major) else None
 
 
 def is_layer(entry: Any) -> bool:
-    """Whether this is how Keras writes a layer, or any other of its objects."""
+    """Returns whether this is how Keras writes a layer, or any other of its objects."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("class_name"), str)
@@ -149,7 +148,7 @@ def is_layer(entry: Any) -> bool:
 
 
 def full_name(entry: Mapping) -> str:
-    """The class of an entry, with the package that registered it before it where that is not Keras."""
+    """Returns the class of an entry, after the name of the package that registered it, unless that is Keras."""
     package, _, name = entry["class_name"].rpartition(">")
     registered, _, _ = str(entry.get("registered_name") or "").rpartition(">")
     module, _, _ = str(entry.get("module", "keras")).partition(".")
@@ -160,16 +159,16 @@ def full_name(entry: Mapping) -> str:
 
 
 def is_separable(entry: Mapping, reading: Reading) -> bool:
-    """Whether this is Keras's own layer or a class that the caller says to be it, and no other of the same name."""
+    """Returns whether this is Keras's own layer or one that the caller says is, and not a namesake."""
     is_ours = full_name(entry) in _CLASSES or reading.custom_objects.is_layer(entry)
     return is_ours and isinstance(entry["config"], dict)
 
 
 def settings(entry: Mapping, keras2: bool | None, reading: Reading) -> Settings:
-    """What the entry of a `SeparableConv1D` says, with the meaning that it has for the Keras that wrote it.
+    """Reads the entry of a `SeparableConv1D` with the meaning that it has for the Keras that wrote it.
 
     Raises:
-        ValueError: Keras would refuse it too, or what the caller says that a name stands for does not do.
+        ValueError: Keras would refuse it too, or the caller's object for a name in it does not fit.
     """
     config = entry["config"]
     if full_name(entry) not in _CLASSES:  # a class made from it may write entries of its own
@@ -188,14 +187,14 @@ def settings(entry: Mapping, keras2: bool | None, reading: Reading) -> Settings:
 
 
 class Names:
-    """Names of which none is given twice: classes of somebody's own may hold several layers of one name."""
+    """Gives each name only once: users' own classes may hold several layers with one name."""
 
     def __init__(self):
         self._taken: set[str] = set()
         self._numbers: collections.Counter[str] = collections.Counter()
 
     def unused(self, name: str) -> str:
-        """The name, numbered where it is taken."""
+        """Returns the name, with a number if it is taken."""
         numbered = name
         while numbered in self._taken:
             self._numbers[name] += 1
@@ -205,7 +204,7 @@ class Names:
 
 
 def snake_case(class_name: str, keras2: bool) -> str:
-    """A class's name as Keras writes it in lower case: `SeparableConv1D` is `separable_conv1d`."""
+    """Returns a class's name in lower case, as Keras writes it: `SeparableConv1D` is `separable_conv1d`."""
     name = re.sub(r"\W+", "", class_name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
@@ -213,7 +212,7 @@ def snake_case(class_name: str, keras2: bool) -> str:
 
 
 class _Reader:
-    """Makes the tree, and knows the layers that the model shares by now."""
+    """Builds the tree, and remembers the shared layers found so far."""
 
     def __init__(self, keras2: bool | None, reading: Reading):
         self.keras2, self.reading, self.budget = keras2, reading, reading.budget
@@ -222,7 +221,7 @@ class _Reader:
     def layer(
         self, entry: Mapping, parent: Layer | None, slot: str, in_list: bool, twin: Layer | None
     ) -> Layer:
-        """The layer of an entry, with all below it; `twin` is the same place in an earlier use of the parent."""
+        """Builds an entry's layer and all below it; `twin` is the same place in an earlier use of the parent."""
         config = entry["config"]
         config = {"layers": config} if isinstance(config, list) else config  # a Sequential of Keras 1
         class_name = entry["class_name"].rpartition(">")[2]
@@ -261,7 +260,7 @@ class _Reader:
 
 
 def entries_in(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The entries of what a layer's config says that it holds."""
+    """Yields the entries of the objects that a layer's config says it holds."""
     for value in config.values():
         for entry, _ in _layers_in(value):
             if isinstance(entry["config"], dict):
@@ -269,7 +268,7 @@ def entries_in(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _layers_in(value: Any, listed: bool = False) -> Iterator[tuple[Mapping, bool]]:
-    """The entries of layers in a part of a config, and whether each is one of a list."""
+    """Yields the entries of layers in a part of a config, and whether each is in a list or dict."""
     if is_layer(value):
         yield value, listed
     elif isinstance(value, list | dict):
@@ -278,7 +277,7 @@ def _layers_in(value: Any, listed: bool = False) -> Iterator[tuple[Mapping, bool
 
 
 def _check_strings(value: Any, budget: Budget, limit: int) -> None:
-    """Refuses texts that no config of a layer has, before anything is made of them."""
+    """Refuses texts that no layer's config has, before anything is made from them."""
     if isinstance(value, str):
         if len(value) > limit:
             raise ValueError(f"its config has a text of more than {limit} characters, {shown(value)}.")

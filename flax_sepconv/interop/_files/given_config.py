@@ -1,6 +1,6 @@
-"""The config that a caller gives for a file of weights alone.
+"""Reads the config that a caller gives for a file of weights alone.
 
-'{"class_name": ...}', b"...", the dict of it, a path to it     what `model.to_json()` gives: all layers
+'{"class_name": ...}', b"...", its dict, a path to it           what `model.to_json()` returns: all layers
 {"encoder/first": SeparableConv1DConfig(...)}                   the `SeparableConv1D` layers by their paths
 """
 
@@ -27,17 +27,17 @@ WANTED = (
 
 
 def by_path(config: Any) -> bool:
-    """Whether these are configs of layers by their paths."""
+    """Returns whether these are configs of layers by their paths."""
     return isinstance(config, Mapping) and any(
         isinstance(each, SeparableConv1DConfig) for each in config.values()
     )
 
 
 def entry(config: Any, stack: contextlib.ExitStack, reading: Reading) -> Any:
-    """The config of a model, out of JSON.
+    """Reads a model's config from JSON.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a config.
         ValueError: it is not JSON.
         OSError: there is no such file.
     """
@@ -63,10 +63,10 @@ def entry(config: Any, stack: contextlib.ExitStack, reading: Reading) -> Any:
 
 
 def tree(configs: Mapping[str, SeparableConv1DConfig]) -> Layer:
-    """A tree of the layers at these paths, and of what holds them.
+    """Builds a tree of the layers at these paths and of the layers that hold them.
 
     Raises:
-        TypeError: a path or a config is none.
+        TypeError: a path is not a string, or a config is not a `SeparableConv1DConfig`.
     """
     root = Layer("", "", "", {}, "", True, None, "", False, holds=True)
     holders: dict[str, Layer] = {}
@@ -84,7 +84,7 @@ def tree(configs: Mapping[str, SeparableConv1DConfig]) -> Layer:
 
 
 def _child(parent: Layer, name: str) -> Layer:
-    """A new layer below another."""
+    """Adds a new layer below another."""
     path = f"{parent.path}/{name}" if parent.path else name
     layer = Layer(name, "", "", {"name": name}, path, True, weakref.ref(parent), "layers", True, holds=True)
     parent.children.append(layer)

@@ -1,11 +1,11 @@
-"""A model's file, opened: which layers it holds, and where their weights are.
+"""Opens a model's file: finds its layers, and where their weights are.
 
     path ─► container ─► config, or the one that the caller gives ─► description ─┐
         │       └──────► weights ───────────────────────────────► pairing, placing ┴─► {path of names: layer}
         └─► folder ────► a SavedModel
 
-Everything that is wrong with a file's content is a `ValueError` that begins with the file's name; what is wrong with
-the path (no such file, no permission) stays an `OSError`.
+Any error in a file's content is a `ValueError` that begins with the file's name; an error with the path (no such file,
+no permission) stays an `OSError`.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from flax_sepconv.interop._flax_layers import Path
 
 SEPARABLE_2D = "SeparableConv2D"
 _REASON_LIMIT = 1000
-_ARRAY_STEPS = 100  # on its way to JAX
+_ARRAY_STEPS = 100  # to take an array to JAX
 
 
 class Found(NamedTuple):
@@ -45,8 +45,8 @@ class Found(NamedTuple):
 
     Attributes:
         config: its config.
-        places: its weights by name, once for each place where the file has them; Keras uses the last.
-        refused: the config's arguments that are not understood, which have their defaults.
+        places: its weights by name, for each place where the file has them; Keras uses the last.
+        refused: the arguments that are not understood, which have their defaults in the config.
     """
 
     config: SeparableConv1DConfig
@@ -64,12 +64,12 @@ class ModelFile(NamedTuple):
 
     Attributes:
         layers: the layers by their paths of names.
-        left_out: why layers are left out, where that is allowed, by their paths.
-        unknown: what looks like the weights of further layers, which the file has no config of.
-        classes: the names of layers by their classes, of those that may be a reason for a note.
-        source: what the positions of weights count from; `None` where they cannot be replaced in place.
-        checksums: where in the whole file the checksum of the source stands.
-        regions: for the weights that are to be written, by their addresses, marks all that the file holds.
+        left_out: why layers are left out, if that is allowed, by their paths.
+        unknown: what looks like the weights of further layers whose config the file does not have.
+        classes: the paths of the layers that may be worth a note, by their classes.
+        source: the range that the positions of weights count from; `None` if they cannot be replaced in place.
+        checksums: the positions of the source's checksum in the whole file.
+        regions: marks everything that the file holds, given the weights to be written by their addresses.
         every: finds every layer of the model.
     """
 
@@ -93,20 +93,20 @@ def opened(
     name: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
 ) -> Iterator[ModelFile]:
-    """Opens the file of a model for as long as the context lasts.
+    """Opens a model's file until the context ends.
 
     Args:
-        path: a `.keras` or `.h5` file of any name, a folder of the same, or a SavedModel folder.
-        config: for weights alone, what the model is.
-        custom_objects: what names in the file that are not Keras's own stand for.
-        strict: whether a layer that cannot be had is an error.
-        name: what messages call it; the path if `None`.
-        weights: the file that stands for the one with the weights in a folder of Keras's.
+        path: a `.keras` or `.h5` file with any name, a folder of a `.keras` file's files, or a SavedModel folder.
+        config: the model's config, if the file has weights alone.
+        custom_objects: the meaning of the names in the file that are not Keras's own.
+        strict: whether a layer that cannot be read is an error.
+        name: the file's name in messages; the path if `None`.
+        weights: the file to read in place of the one with the weights in a Keras folder.
 
     Raises:
-        ValueError: its content is damaged, hostile, or of a kind that is not read.
-        TypeError: `config` or `custom_objects` is none.
-        OSError: there is none, or it may not be read.
+        ValueError: its content is damaged, hostile, or of an unsupported kind.
+        TypeError: `config` or `custom_objects` has a wrong type.
+        OSError: it does not exist, or may not be read.
     """
     reading = Reading.begun(custom_objects, strict)
     with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ def opened(
 
 @contextlib.contextmanager
 def naming(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Puts a file's name before whatever is wrong with its content."""
+    """Puts a file's name before any error about its content."""
     try:
         yield
     except (ValueError, RecursionError) as error:
@@ -133,7 +133,7 @@ def naming(name: str | os.PathLike[str]) -> Iterator[None]:
 def _model(
     held: container.Container, config: Any, stack: contextlib.ExitStack, reading: Reading
 ) -> ModelFile:
-    """The layers of a file, found by its config or by the given one."""
+    """Finds the layers of a file by its own config or by the given one."""
     if held.config is not None and config is not None:
         raise ValueError("it has its model's config, and `config` is for weights alone. Leave that out.")
     if held.config is None and config is None:
@@ -186,7 +186,7 @@ def _paired(
 ) -> tuple[Places, list[str]]:
     if held.is_named:
         return pairing_hdf5.separable(model, held.weights, reading)
-    if by_path:  # of nothing around these layers anything is known
+    if by_path:  # nothing is known about the layers around these
         return pairing_archive.separable(model, lambda layer: held.weights, held.weights, reading, alone)
     groups = pairing_archive.groups_by_rule(model, held.weights, keras2)
     return pairing_archive.separable(model, groups.__getitem__, held.weights, reading, alone)
@@ -209,7 +209,7 @@ def _saved_model(folder: str, config: Any, stack: contextlib.ExitStack, reading:
 
 
 def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None:
-    """Refuses weights of a wrong type or place, and layers that share some; of each layer there are all places."""
+    """Refuses weights of a wrong type or place, and layers whose weights overlap; each layer has all its places."""
     spans: dict[tuple, list[tuple[int, int]]] = {}
     sources: dict[int, tuple] = {}
     for places in layers:
@@ -226,7 +226,7 @@ def _check_apart(layers: Iterable[list[dict[str, Any]]], budget: Budget) -> None
 
 
 def _by_name(places: Places) -> dict[str, Found]:
-    """The layers by their paths of names."""
+    """Returns the layers by their paths of names."""
     names = description.Names()
     return {
         names.unused(layer.path): Found(layer.settings.config, where, layer.settings.refused)
@@ -239,7 +239,7 @@ _OWN_ENTRIES = {"filters", "kernel_size", "depthwise_initializer", "pointwise_in
 
 
 def _classes(model: Layer, reading: Reading) -> dict[str, list[str]]:
-    """The paths of layers by their classes: of those that look made from a `SeparableConv1D`, and of Keras's 2D one."""
+    """Finds, by class, the paths of layers that look derived from `SeparableConv1D`, and of Keras's 2D layers."""
     found: dict[str, list[str]] = {}
     for layer in model.walk():
         reading.budget.step()

@@ -1,10 +1,9 @@
-"""Which arrays of a file are the weights of which `SeparableConv1D`: what the rules of Keras's formats have in common.
+"""Pairs arrays of a file with the `SeparableConv1D` layers: what the rules for Keras's formats have in common.
 
     pairing_archive     Keras's own format numbers the layers of each class
     pairing_hdf5        HDF5 files name them
 
-A layer's weights have a form, kernel size and so on, that has to be the layer's. What the file's config leaves out, the
-form says.
+The form of the weights (kernel size and so on) has to be the layer's. It also tells what the file's config leaves out.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ LEAVES = ("depthwise_kernel", "pointwise_kernel", "bias")
 
 
 class Form(NamedTuple):
-    """What the shapes of a layer's weights say."""
+    """What the shapes of a layer's weights tell."""
 
     kernel_size: int
     depth_multiplier: int
@@ -33,7 +32,7 @@ class Form(NamedTuple):
 
 
 def form(arrays: list[Dataset]) -> Form | None:
-    """The form of weights that a layer may have, `None` of others."""
+    """Returns the form of arrays that can be a layer's weights, or `None` for others."""
     shapes = [array.shape for array in arrays]
     if [len(shape) for shape in shapes] not in ([3, 3], [3, 3, 1]) or 0 in shapes[0]:
         return None
@@ -43,7 +42,7 @@ def form(arrays: list[Dataset]) -> Form | None:
 
 
 def fitting(layer: Layer, forms: Mapping[Form, Any]) -> list[Form]:
-    """Those of some forms that the layer's weights may have: one, unless the file's config leaves something out."""
+    """Returns the forms that the layer's weights may have: at most one, unless the config leaves something out."""
     if layer.settings is None:
         return []
     config, _, unsaid = layer.settings
@@ -55,7 +54,7 @@ def fitting(layer: Layer, forms: Mapping[Form, Any]) -> list[Form]:
 
 
 def taken(layer: Layer, arrays: list[Dataset]) -> Weights:
-    """A layer's weights by their names. What its config leaves out is as their shapes say from here on."""
+    """Returns a layer's weights by their names, and sets what its config leaves out from their shapes."""
     found = form(arrays)
     assert layer.settings is not None
     assert found is not None
@@ -66,7 +65,7 @@ def taken(layer: Layer, arrays: list[Dataset]) -> Weights:
 
 
 def missing(layer: Layer) -> str:
-    """Why a layer has no weights."""
+    """Says why a layer has no weights."""
     assert layer.settings is not None
     return (
         f"the file has no weights that fit {layer.settings.config}. It is damaged, was saved before the model was "

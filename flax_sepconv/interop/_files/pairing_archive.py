@@ -1,10 +1,10 @@
-"""Where the weights of each `SeparableConv1D` are in Keras's own format, and the groups of all other layers.
+"""Finds the weights of each `SeparableConv1D` in Keras's own format, and the groups of all other layers.
 
-The format puts a layer's weights in the order of their creation into a group that is named for where the layer is
+The format puts a layer's weights, in the order of their creation, into a group that is named for where the layer is
 held, not for the layer:
 
     layers/separable_conv1d/vars/0          first of its class in the model's list of layers: depthwise kernel
-    layers/functional_1/layers/…            in the second of the models nested in it
+    layers/functional_1/layers/…            in the second of the nested models
     layers/time_distributed/layer/vars/1    wrapped: pointwise kernel
 """
 
@@ -21,20 +21,20 @@ from flax_sepconv.interop._files.reading import Reading
 def separable(
     model: Layer, groups: Callable[[Layer], Group | None], root: Group, reading: Reading, alone: bool
 ) -> tuple[Places, list[str]]:
-    """The places of the weights of all `SeparableConv1D` layers.
+    """Finds the places of the weights of all `SeparableConv1D` layers.
 
     Args:
         model: the tree of the model's layers.
-        groups: the group of each layer, by rule.
+        groups: returns the group that a layer has by rule.
         root: the root of the HDF5 file.
         reading: how the file is read.
-        alone: whether the weights come without their model's config, whose layers may have been named anew since.
+        alone: whether the file has weights alone, so that layers may have other names in the given config.
 
     Returns:
-        The places, and the groups that look like the weights of layers which the config does not describe.
+        The places, and the paths of groups that look like the weights of layers that the config does not describe.
 
     Raises:
-        ValueError: a layer's weights are missing, or it cannot be told which are whose.
+        ValueError: a layer's weights are missing or ambiguous.
     """
     layers = [layer for layer in model.separable() if layer.same_as is None]
     names = {layer.name for layer in layers}
@@ -53,7 +53,7 @@ def separable(
             name = _name(group)
             if name in (layer.name, None) or (alone and name not in names):
                 take(layer, group)
-    # What is left is in a class that holds its layers under other names than its config.
+    # The remaining layers are in classes that hold their layers under other names than their configs.
     below: dict[int, _Below] = {}
     for layer in layers:
         if layer not in places:
@@ -75,11 +75,11 @@ def separable(
 
 
 def groups_by_rule(model: Layer, root: Group, keras2: bool, every: bool = False) -> dict[Layer, Group | None]:
-    """The group of each layer where every class holds its layers as its config names them.
+    """Returns each layer's group, provided that every class holds its layers under the names in its config.
 
-    Of the layers that are or hold a `SeparableConv1D`, or of every one.
+    Covers the layers that are or hold a `SeparableConv1D`, or every layer.
     """
-    # The first versions of the format, in TF 2.12 and 2.13, have another name for a model's list.
+    # The first versions of the format, in TF 2.12 and 2.13, have another name for a model's list of layers.
     old = root.group("layers") is None and root.group("_layer_checkpoint_dependencies") is not None
     groups: dict[Layer, Group | None] = {model: root}
     for layer in model.walk() if every else model.holding():
@@ -92,7 +92,7 @@ def groups_by_rule(model: Layer, root: Group, keras2: bool, every: bool = False)
             if child.in_list and group:
                 name = snake_case(child.class_name, keras2)
                 number = used[slot, name]
-                # Keras 3 counts every layer. What Keras 2 counts has changed, but it has a group for each.
+                # Keras 3 counts every layer. What Keras 2 counts changed over time, but each has a group.
                 if keras2 and slot not in numbers:
                     numbers[slot] = _numbers(group)
                 if keras2 and number < len(numbers[slot].get(name, ())):
@@ -105,7 +105,7 @@ def groups_by_rule(model: Layer, root: Group, keras2: bool, every: bool = False)
 
 
 def _numbers(group: Group) -> dict[str, list[int]]:
-    """The numbers that the groups of each class have, in order: 0 for `dense`, 2 for `dense_2`."""
+    """Returns the numbers of each class's groups, in order: 0 for `dense`, 2 for `dense_2`."""
     numbers: dict[str, list[int]] = {}
     for name in group.names():
         numbers.setdefault(name, []).append(0)
@@ -116,10 +116,10 @@ def _numbers(group: Group) -> dict[str, list[int]]:
 
 
 class _Below:
-    """All groups below one that could hold the weights of a layer, by the layer's name and the weights' form.
+    """All groups below a parent that could hold the weights of a layer, by the layer's name and the weights' form.
 
     Args:
-        parent: that group.
+        parent: the parent group.
     """
 
     def __init__(self, parent: Group):
@@ -131,13 +131,13 @@ class _Below:
                 self._groups.setdefault(_name(group), {}).setdefault(found, []).append(group)
 
     def find(self, layer: Layer, used: set[int]) -> Group | None:
-        """The one group that fits a layer and is not used: by name where the file has names, else by shape.
+        """Finds the one unused group that fits a layer: by name if the file has names, else by shape.
 
         Raises:
-            ValueError: several do.
+            ValueError: several groups fit.
         """
         candidates = self._unused(layer.name, layer, used) or self._unused(None, layer, used)
-        if len(candidates) > 1:  # of one name: those of the layers that hold it may differ
+        if len(candidates) > 1:  # with one name: the names of the layers that hold them may differ
             path = layer.path.split("/")
             candidates = [group for group in candidates if _names_along(group) == path] or candidates
         if len(candidates) > 1:
@@ -148,7 +148,7 @@ class _Below:
         return candidates[0] if candidates else None
 
     def _unused(self, name: str | None, layer: Layer, used: set[int]) -> list[Group]:
-        """The unused groups of that name that fit a layer."""
+        """Finds the unused groups with that name that fit a layer."""
         found, forms = [], self._groups.get(name, {})
         self._budget.step(1 + len(forms))
         for each in fitting(layer, forms):
@@ -159,7 +159,7 @@ class _Below:
 
 
 def _names_along(group: Group) -> list[str | None]:
-    """The names, as far as the file has them, of the layers from below the model down to that of a group of weights."""
+    """Returns the names that the file has for the layers from below the model down to a group's own layer."""
     names: list[str | None] = []
     here = group.parent
     while here and here.parent:
@@ -171,13 +171,13 @@ def _names_along(group: Group) -> list[str | None]:
 
 
 def _name(group: Group) -> str | None:
-    """The name of the layer whose weights a group holds, where the file has it."""
+    """Returns the name of the layer whose weights a group holds, if the file has it."""
     name = group.attribute("name")
     return name if isinstance(name, str) else None
 
 
 def _vars(group: Group) -> list[Dataset]:
-    """The arrays of a group of Keras's own format, in order; none for other groups."""
+    """Returns the arrays of a group in Keras's own format, in order; none for other groups."""
     count = len(group.addresses)
     if count not in (2, 3) or any(str(i) not in group.addresses for i in range(count)):
         return []

@@ -1,12 +1,12 @@
-"""Where the weights of each `SeparableConv1D` are in HDF5 files, `.h5`, of whole models and of weights alone.
+"""Finds the weights of each `SeparableConv1D` in HDF5 files, `.h5`, of whole models and of weights alone.
 
-They have a group for each layer of the outermost model, by name, and in it the weights of all that this layer holds,
-trainable ones first, under the names of TensorFlow's variables:
+These files have a group for each layer of the outermost model, by name. It holds the weights of the layer and of all
+layers in it, trainable ones first, under the names of TensorFlow's variables:
 
     model_weights/inner/first/depthwise_kernel:0
 
-Which names those are has changed with every version. They serve to tell layers apart; where they do not, the
-order does, as in Keras itself.
+These names have changed with every version. They serve to tell layers apart; if they cannot, the order does, as in
+Keras itself.
 """
 
 import itertools
@@ -20,18 +20,18 @@ from flax_sepconv.interop._files.reading import Reading
 
 
 def separable(model: Layer, root: Group, reading: Reading) -> tuple[Places, list[str]]:
-    """The places of the weights of all `SeparableConv1D` layers.
+    """Finds the places of the weights of all `SeparableConv1D` layers.
 
     Args:
         model: the tree of the model's layers.
-        root: the group that has one for each layer of the outermost model.
+        root: the group that contains a group for each layer of the outermost model.
         reading: how the file is read.
 
     Returns:
-        The places, and the weights that look like those of layers which the config does not describe.
+        The places, and the paths of what looks like the weights of layers that the config does not describe.
 
     Raises:
-        ValueError: a layer's weights are missing, or it cannot be told which are whose.
+        ValueError: a layer's weights are missing or ambiguous.
     """
     places: Places = {}
     unknown = []
@@ -50,9 +50,9 @@ def separable(model: Layer, root: Group, reading: Reading) -> tuple[Places, list
 
 
 def holders(model: Layer, root: Group) -> dict[str, Layer]:
-    """The layers of the outermost model by the names that the file has for them.
+    """Returns the layers of the outermost model by their names in the file.
 
-    A model that was built again has other numbers in the names that Keras gives: then the order tells.
+    If the model was built again, the names that Keras gives have other numbers: then the order tells.
     """
     children = {child.name: child for child in model.children if child.is_layer}
     names = dict.fromkeys(attribute_list(root, "layer_names"))
@@ -67,7 +67,7 @@ def holders(model: Layer, root: Group) -> dict[str, Layer]:
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by what is before their numbers, in the order of these."""
+    """Groups names by the part before their numbers, in the order of the numbers."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         stem, _, number = name.rpartition("_")
@@ -77,7 +77,7 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
-    """The weights in an HDF5 file's group that stand together as those of a `SeparableConv1D` do, by prefix."""
+    """Yields, by prefix, the weights in a group that are listed together like the weights of a `SeparableConv1D`."""
     names = attribute_list(group, "weight_names")
     group.file.budget.step(5 * len(names))
     if len(set(names)) != len(names):
@@ -96,7 +96,7 @@ def _runs(group: Group, holder: str) -> Iterator[tuple[str, Weights]]:
 def _paired(
     layers: list[Layer], runs: dict[str, Weights], reading: Reading
 ) -> Iterator[tuple[Layer, Weights]]:
-    """Each layer with its weights, which are taken out of `runs`."""
+    """Yields each layer with its weights, which are removed from `runs`."""
     by_name: dict[str, dict[Form | None, dict[str, None]]] = {}  # the prefixes by their last name
     forms = {prefix: form([*weights.values()]) for prefix, weights in runs.items()}
     for prefix, each in forms.items():
@@ -107,7 +107,7 @@ def _paired(
 
     rest = []
     for layer in layers:
-        # Keras 2 names the variables of a wrapped layer for the wrapper.
+        # Keras 2 names the variables of a wrapped layer after the wrapper.
         for name in (layer.name, layer.parent.name if layer.parent else ""):
             named = {each: prefixes for each, prefixes in by_name.get(name, {}).items() if each and prefixes}
             reading.budget.step(len(named))
@@ -137,7 +137,7 @@ def _leaf(name: str) -> str:
 
 
 def attribute_list(group: Group, name: str) -> list[str]:
-    """A list of strings; Keras splits those too large for one attribute."""
+    """Reads a list of strings; Keras splits lists that are too large for one attribute."""
     found = group.attribute(name)
     if found is not None:
         return found if isinstance(found, list) else [found]

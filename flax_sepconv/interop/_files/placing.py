@@ -1,11 +1,12 @@
-"""Every layer of a model's file, with the arrays that the file has of it.
+"""Finds every layer of a model's file, with its arrays in the file.
 
 A layer is whatever the model's config describes as one: it has a name of its own. Its arrays are
 
-    .keras      those in the groups of the layer, but for those in the groups of layers below it
-    .h5         those whose names have its name in them; where names do not tell, those at its place in the order
+    .keras      those in the layer's groups, except for those in the groups of layers below it
+    .h5         those whose names contain its name; if names do not tell, those at its place in the order
 
-so that every array belongs to one layer: what no layer below claims is its holder's, under the name that the file has.
+so that every array belongs to one layer: an array that no layer below claims is the holder's, under its name in the
+file.
 """
 
 import collections
@@ -21,13 +22,13 @@ from flax_sepconv.interop._files.pairing_archive import groups_by_rule
 from flax_sepconv.interop._files.pairing_hdf5 import attribute_list, holders
 from flax_sepconv.interop._flax_layers import KerasLayer, Path, is_known, named, weight_names
 
-# Beside the layers, Keras's own format has these in the model's group.
+# Besides the layers, Keras's own format has these in the model's group.
 _NO_LAYERS = ("optimizer", "metrics")
-# The state of a random generator, which is no weight.
+# The state of a random generator, which is not a weight.
 _SEED = "seed_generator"
-# The group of the weights that a model has itself, in an HDF5 file.
+# The group of the model's own weights in an HDF5 file.
 _TOP_LEVEL = "top_level_model_weights"
-_STEPS = 10  # for each group on the way to an array, and each array
+_STEPS = 10  # for each group on the path to an array, and each array
 
 
 @dataclasses.dataclass
@@ -37,7 +38,7 @@ class Placed:
     Attributes:
         class_name: its class, as `KerasLayer` has it.
         config: its config.
-        places: its arrays by Keras's names, once for each place where the file has them; Keras uses the last.
+        places: its arrays by Keras's names, for each place where the file has them; Keras uses the last.
     """
 
     class_name: str
@@ -50,22 +51,22 @@ class Placed:
         return self.places[-1] if self.places else {}
 
     def read(self) -> KerasLayer:
-        """The layer with the values of its weights."""
+        """Reads the layer with the values of its weights."""
         weights = {name: array.read() for name, array in self.weights.items()}
         return KerasLayer(self.class_name, self.config, weights)
 
 
 def in_archive(model: Layer, root: Group, keras2: bool, found: Places) -> dict[Path, Placed]:
-    """The layers of a file in Keras's own format, in the order of the model.
+    """Finds the layers of a file in Keras's own format, in the order of the model.
 
     Args:
         model: the tree of its layers.
         root: the root of its HDF5 file.
-        keras2: whether a Keras 2 wrote it.
+        keras2: whether Keras 2 wrote it.
         found: the weights of the `SeparableConv1D` layers, some of which no rule finds.
     """
     groups = groups_by_rule(model, root, keras2, every=True)
-    # By the addresses of their groups; the group of an array is `vars`, in the layer's.
+    # By the addresses of their groups; an array's own group is `vars`, inside the layer's.
     owners = {
         array.parent.parent.address: layer
         for layer, places in found.items()
@@ -96,15 +97,15 @@ def in_archive(model: Layer, root: Group, keras2: bool, found: Places) -> dict[P
 
 
 def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
-    """The layers of an HDF5 file, in the order of the model.
+    """Finds the layers of an HDF5 file, in the order of the model.
 
     Args:
         model: the tree of its layers.
-        root: the group that has one for each layer of the outermost model.
+        root: the group that contains a group for each layer of the outermost model.
     """
     places: dict[Layer, list[dict[str, Dataset]]] = collections.defaultdict(list)
     outermost = holders(model, root)
-    undescribed: dict[str, Dataset] = {}  # of layers that a class of somebody's own has not in its config
+    undescribed: dict[str, Dataset] = {}  # arrays of layers that a user's own class leaves out of its config
     for name in dict.fromkeys((*attribute_list(root, "layer_names"), _TOP_LEVEL)):
         group = root.group(name)
         if group is None:
@@ -121,7 +122,7 @@ def in_hdf5(model: Layer, root: Group) -> dict[Path, Placed]:
 
 
 def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
-    """The arrays of an outermost layer's group, each given to the layer that it is of."""
+    """Assigns each array of an outermost layer's group to the layer that it belongs to."""
     below = [*holder.walk()][1:]
     by_name: dict[str, list[Layer]] = collections.defaultdict(list)
     for layer in below:
@@ -137,13 +138,13 @@ def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
         at = next((at for at in reversed(range(len(names))) if names[at] in by_name), None)
         if at is not None:
             group.file.budget.step(len(by_name[names[at]]))
-            # Of several layers of one name the one whose holders' names are there too.
+            # Among several layers with one name, take the one whose holders' names are there too.
             layer = max(by_name[names[at]], key=lambda layer: len({*layer.path.split("/")} & {*names}))
             found[layer]["/".join([*names[at + 1 :], leaf])] = array
         else:
             inside = names[names.index(holder.name) + 1 :] if holder.name in names else names[1:]
             nameless[tuple(names)]["/".join([*inside, leaf])] = array
-    # Keras 2 names the variables of a wrapped layer for the wrapper, so that the order has to tell.
+    # Keras 2 names the variables of a wrapped layer after the wrapper, so the order has to tell.
     left = [layer for layer in below if layer not in found and is_known(layer.full_name)]
     left = sorted(left, key=lambda layer: not layer.trainable)
     by_order = [
@@ -160,7 +161,7 @@ def _shared_out(holder: Layer, group: Group) -> dict[Layer, dict[str, Dataset]]:
 
 
 def _by_path(model: Layer, places: dict[Layer, list[dict[str, Dataset]]]) -> dict[Path, Placed]:
-    """The layers by their paths: those that hold no other, and of the others those that have arrays of their own."""
+    """Returns by path the layers that hold no other layer, and those that do but have arrays of their own."""
     found: dict[Path, Placed] = {}
     names = description.Names()
     for path, layer in _paths(model, ()):
@@ -174,7 +175,7 @@ def _by_path(model: Layer, places: dict[Layer, list[dict[str, Dataset]]]) -> dic
 
 
 def _paths(layer: Layer, path: Path) -> Iterator[tuple[Path, Layer]]:
-    """This layer and all below it, each with the names on the way to it."""
+    """Yields this layer and all layers below it, each with its path of names."""
     yield path, layer
     for child in layer.children:
         if child.is_layer:

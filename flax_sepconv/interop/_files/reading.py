@@ -1,4 +1,4 @@
-"""How one file is read: what that may cost, what its reader was told, and what became of layers that cannot be had."""
+"""Holds what readers of one file share: its budget, what the caller said, and why layers cannot be read."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ class Reading:
 
     Attributes:
         budget: what it may cost.
-        custom_objects: what the caller says that names in the file stand for.
-        strict: whether a layer that cannot be had stops it.
-        left_out: why layers are left out where it is not strict, by their paths.
+        custom_objects: the meaning of names in the file, given by the caller.
+        strict: whether a layer that cannot be read is an error.
+        left_out: why layers are left out if it is not strict, by their paths.
     """
 
     budget: Budget
@@ -27,11 +27,11 @@ class Reading:
 
     @classmethod
     def begun(cls, custom_objects: Mapping[str, Any] | None = None, strict: bool = True) -> "Reading":
-        """A reading of which nothing is done yet."""
+        """Returns a reading that has just begun."""
         return cls(Budget(), CustomObjects(custom_objects), strict, {})
 
     def fail(self, path: str, reason: str) -> None:
-        """Notes a layer that cannot be had.
+        """Notes a layer that cannot be read.
 
         Raises:
             ValueError: the reading is strict.

@@ -1,9 +1,9 @@
-"""A copy of a model's file with other weights in it, and every other byte as it was.
+"""Copies a model's file with other weights in it, and every other byte unchanged.
 
-    original ─► copy ─► where its weights are, and all else ─► weights and checksum written ─► opened again, compared
+    original ─► copy ─► places of its weights and all else ─► weights and checksum written ─► opened again, compared
 
-Nothing is written where anything but these weights is. The copy is opened again before it may take the original's
-place: what `load` would read are the weights that were given.
+Nothing is written to a place that holds anything but these weights. The copy is opened again before it may take the
+original's place, to check that `load` would read the weights that were given.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from flax_sepconv.interop._files.model_file import ModelFile
 
 
 class Write(NamedTuple):
-    """An array of a file, and what is to be in it.
+    """An array of a file, and its new value.
 
     Attributes:
         there: the array.
-        value: what is to be in it.
-        argument: what messages call the value.
-        what: what messages call the array.
+        value: its new value.
+        argument: the value's name in messages.
+        what: the array's name in messages.
     """
 
     there: Dataset
@@ -39,7 +39,7 @@ class Write(NamedTuple):
 
 
 Writes = Callable[[ModelFile], Iterable[Write]]
-"""What is to be written to an opened file, or an error that says why it cannot be."""
+"""Returns what to write to an opened file, or raises an error that says why it cannot be written."""
 
 Opened = Callable[[], contextlib.AbstractContextManager[ModelFile]]
 """Opens the copy."""
@@ -53,18 +53,18 @@ def rewrite(
     config: Any = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a copy of a model's file with other weights, which takes its name when it is whole.
+    """Writes a copy of a model's file with other weights, which gets its name once it is whole.
 
     Args:
-        path: the file. In a folder of Keras's, the file with the weights is written.
-        out: where the copy goes; a folder itself.
-        writes: what to write, asked for the copy before and after.
-        config: for weights alone, what the model is.
-        custom_objects: what names in the file that are not Keras's own stand for.
+        path: the file. In a Keras folder, the file with the weights is written.
+        out: the path of the copy; for a folder, the folder itself.
+        writes: returns what to write; called with the copy before and after writing.
+        config: the model's config, if the file has weights alone.
+        custom_objects: the meaning of the names in the file that are not Keras's own.
 
     Raises:
-        ValueError: the file is none that can be written, or the weights do not fit it.
-        TypeError: `writes` raises it, or `config` or `custom_objects` is none.
+        ValueError: the file is not one that can be written, or the weights do not fit it.
+        TypeError: `writes` raises it, or `config` or `custom_objects` has a wrong type.
         OSError: there is no such file, or `out` cannot be written.
     """
     name = os.fsdecode(path)
@@ -89,7 +89,7 @@ def rewrite(
 
 
 def _within(folder: str, out: str | os.PathLike[str]) -> str:
-    """The file with the weights in a folder, which can only be written in its place."""
+    """Returns the path of the file with the weights in a folder, which can only be written in place."""
     if not container.is_keras_folder(folder):
         raise ValueError(
             f"{folder}: a folder cannot be written, but for those of Keras 3's. Load it in Keras, save it as .keras, "
@@ -131,7 +131,7 @@ def _rewrite(original: Source, copy: BinaryIO, writes: Writes, name: str, opened
 
 
 def _pieces(file: ModelFile, writes: Writes) -> list[tuple[int, bytes]]:
-    """The bytes to be written, each with its position in the whole file, where nothing else is."""
+    """Returns the bytes to write with their positions in the whole file; refuses positions where anything else is."""
     if file.source is None or file.regions is None:
         raise ValueError(
             "its weights are compressed, as Keras never does, and cannot be replaced. Load it in Keras and save "
@@ -154,7 +154,7 @@ def _pieces(file: ModelFile, writes: Writes) -> list[tuple[int, bytes]]:
 
 
 def _check_rest(original: Source, copy: BinaryIO, pieces: list[tuple[int, int]], name: str) -> None:
-    """Refuses a copy that differs from the original elsewhere than in these positions and sizes."""
+    """Refuses a copy that differs from the original anywhere except at these positions and sizes."""
     at = 0
     for position, size in [*sorted(pieces), (original.size, 0)]:
         while at < position:

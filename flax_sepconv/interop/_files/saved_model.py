@@ -1,13 +1,13 @@
-"""A SavedModel folder as Keras 2 writes it, read without TensorFlow.
+"""Reads a SavedModel folder as Keras 2 writes it, without TensorFlow.
 
     keras_metadata.pb           for each layer its path of attributes and its config:
                                     root.layer_with_weights-1.layer_with_weights-0 ─► {"class_name": ..., ...}
     variables/variables.index   a sorted table of all weights:
                                     variables/5/.ATTRIBUTES/VARIABLE_VALUE ─► dtype, shape, shard, position, size
     variables/variables.data-*  the shards, with the values; and, under the key _CHECKPOINTABLE_OBJECT_GRAPH, the
-                                graph of attributes, along which a path leads to a key
+                                graph of attributes, in which a path leads to a key
 
-Everything but the shards is made of the two formats of `wire`.
+Everything except the shards is in the two formats that `wire` reads.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from flax_sepconv.interop._files.reading import Reading
 _METADATA, _INDEX = "keras_metadata.pb", os.path.join("variables", "variables.index")
 _NAME_LIMIT, _SHARD_LIMIT, _RANK_LIMIT = 1024, 1000, 8
 _NODE_STEPS = 30
-# TensorFlow's numbers of the floating dtypes.
+# TensorFlow's numbers for the floating dtypes.
 _DTYPES = {
     1: np.dtype(np.float32),
     2: np.dtype(np.float64),
@@ -41,10 +41,10 @@ _ROOT, _GRAPH = "root", b"_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class Variable:
-    """A weight in a shard: the same attributes as a dataset in an HDF5 file.
+    """A weight in a shard, with the same attributes as a dataset in an HDF5 file.
 
     Args:
-        entry: what the table says of it.
+        entry: its entry in the table.
         shard: opens a shard by its number.
         budget: what reading the files may cost.
     """
@@ -70,7 +70,7 @@ class Variable:
             raise ValueError("it is cut off or damaged: the size or place of a weight is wrong.")
 
     def read(self) -> np.ndarray:
-        """Its values, in the machine's byte order."""
+        """Reads its values, in the machine's byte order."""
         data = self.source.read(self.position, self.nbytes)
         return (
             np.frombuffer(data, self.dtype)
@@ -80,14 +80,14 @@ class Variable:
 
 
 def is_saved_model(folder: str) -> bool:
-    """Whether this folder is a SavedModel of TensorFlow's."""
+    """Returns whether this folder is a TensorFlow SavedModel."""
     return os.path.isfile(os.path.join(folder, "saved_model.pb"))
 
 
 def read(
     folder: str, stack: contextlib.ExitStack, reading: Reading
 ) -> dict[str, tuple[Settings, dict[str, Variable]]]:
-    """What the folder says of each `SeparableConv1D` and its weights, by the layers' names joined with `/`.
+    """Reads the settings and the weights of each `SeparableConv1D`, by the layers' names joined with `/`.
 
     Args:
         folder: the SavedModel.
@@ -95,7 +95,7 @@ def read(
         reading: how they are read.
 
     Raises:
-        ValueError: it was not written by a Keras 2 from TF 2.5 on, or is damaged.
+        ValueError: it was not written by Keras 2 in TF 2.5 or later, or is damaged.
     """
     if not os.path.isfile(os.path.join(folder, _METADATA)):
         raise ValueError(
@@ -158,7 +158,7 @@ def _whole(source: Source, budget: Budget) -> bytes:
 
 
 def _nodes(metadata: bytes, reading: Reading) -> tuple[dict[str, str], dict[str, Mapping], bool]:
-    """The name of each layer and the entry of each `SeparableConv1D`, by their paths; whether Keras 2 wrote them."""
+    """Reads each layer's name and each `SeparableConv1D`'s entry, by their paths, and whether Keras 2 wrote them."""
     budget = reading.budget
     names, separable, keras2 = {}, {}, None
     for node in wire.fields(metadata, budget, {1}).get(1, []):
@@ -178,12 +178,12 @@ def _nodes(metadata: bytes, reading: Reading) -> tuple[dict[str, str], dict[str,
             raise ValueError("its keras_metadata.pb is damaged: a name in it is longer than any.")
         if description.is_layer(entry) and description.is_separable(entry, reading):
             separable[path] = entry
-    # The model's own entry has the version. No Keras but 2 has ever written this file.
+    # The model's own entry has the version. Only Keras 2 has ever written this file.
     return names, separable, keras2 is not False
 
 
 def _without_tuples(value: Any) -> Any:
-    """Lists for what Keras writes as `{"class_name": "__tuple__", "items": [...]}`."""
+    """Replaces each `{"class_name": "__tuple__", "items": [...]}`, which Keras writes for a tuple, by a list."""
     if isinstance(value, dict):
         if value.get("class_name") == "__tuple__":
             return _without_tuples(value.get("items"))
@@ -192,7 +192,7 @@ def _without_tuples(value: Any) -> Any:
 
 
 def _names_along(path: str, names: Mapping[str, str], budget: Budget) -> Iterable[str]:
-    """The names of the layers on the way to a layer; what is on it without being a layer has none."""
+    """Yields the names of the layers along a path; what is not a layer has no name and is skipped."""
     steps = path.split(".")
     budget.step(len(steps) * (1 + len(path) // 256))
     for length in range(2, len(steps) + 1):
@@ -205,7 +205,7 @@ class _Graph:
     """The graph of attributes. It is stored as a tensor of one string: its length, a checksum, and the string.
 
     Args:
-        entry: what the table says of it.
+        entry: its entry in the table.
         shard: opens a shard by its number.
         budget: what reading the files may cost.
     """
@@ -223,7 +223,7 @@ class _Graph:
         self._read: dict[int, tuple[dict[bytes, int], Any]] = {}
 
     def key(self, path: str, weight: str) -> bytes:
-        """The table's key of a layer's weight."""
+        """Finds the table's key for a layer's weight."""
         at = 0
         steps = [*path.split(".")[1:], weight]
         self._budget.step(len(steps))
@@ -235,7 +235,7 @@ class _Graph:
         return key
 
     def _node(self, at: int) -> tuple[dict[bytes, int], Any]:
-        """Where a node's attributes lead, and the key of its value."""
+        """Reads which nodes a node's attributes lead to, and the key of its value."""
         if not 0 <= at < len(self._nodes):
             raise ValueError("it is damaged: the graph of its objects does not have all of them.")
         if at not in self._read:

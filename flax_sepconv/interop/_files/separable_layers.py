@@ -1,4 +1,4 @@
-"""The `SeparableConv1D` layers of a file, and what is to be said of those that cannot be had."""
+"""Reads the `SeparableConv1D` layers of a file, and says why others cannot be read."""
 
 import os
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ def read(
     custom_objects: Mapping[str, Any] | None = None,
     strict: bool = True,
 ) -> tuple[Layers, list[str]]:
-    """The config and the weights of each layer in a file, and notes on what was left out.
+    """Reads the config and the weights of each layer in a file, with notes on what was left out.
 
     Args:
         path: the file.
-        config: for weights alone, what the model is.
-        custom_objects: what names in the file that are not Keras's own stand for.
-        strict: whether a layer that cannot be had is an error, or is left out.
+        config: the model's config, if the file has weights alone.
+        custom_objects: the meaning of the names in the file that are not Keras's own.
+        strict: whether a layer that cannot be read is an error, rather than left out.
 
     Raises:
-        ValueError: its content is damaged, hostile, or of a kind that is not read.
-        TypeError: `config` or `custom_objects` is none.
-        OSError: there is none, or it may not be read.
+        ValueError: its content is damaged, hostile, or of an unsupported kind.
+        TypeError: `config` or `custom_objects` has a wrong type.
+        OSError: it does not exist, or may not be read.
     """
     opened = model_file.opened(path, config=config, custom_objects=custom_objects, strict=strict)
     with opened as file, model_file.naming(path):
@@ -54,7 +54,7 @@ def _values(found: Found) -> dict[str, np.ndarray]:
 
 
 def _refusal(refused: Mapping[str, Mapping[str, Refused]]) -> str:
-    """Why a file with arguments that are not understood is refused: those that the caller can name, else the first."""
+    """Says why a file is refused: the first argument that nothing can name, or else all names the caller can give."""
     unknown: dict[str, list[str]] = {}
     for path, arguments in refused.items():
         for argument, (name, reason) in arguments.items():
@@ -70,7 +70,7 @@ def _refusal(refused: Mapping[str, Mapping[str, Refused]]) -> str:
 
 
 def _reason(refused: Mapping[str, Refused]) -> str:
-    """Why a layer is left out."""
+    """Says why a layer is left out."""
     return " ".join(
         f"`{argument}` is {shown(name)}, which is not Keras's own. Pass what it stands for, "
         f"`custom_objects={{{shown(name)}: ...}}`."
@@ -81,8 +81,8 @@ def _reason(refused: Mapping[str, Refused]) -> str:
 
 
 def _hints(file: ModelFile) -> list[str]:
-    """What else there is that may have been looked for."""
-    if file.left_out:  # whose weights these may be
+    """Returns notes on what else the file has that the caller may have looked for."""
+    if file.left_out:  # the unknown weights may be those of the layers left out
         return []
     own = [name for name in file.classes if name != model_file.SEPARABLE_2D]
     if file.unknown and own:

@@ -1,4 +1,4 @@
-"""JSON of untrusted files, within a budget."""
+"""Parses the JSON of untrusted files, within a budget."""
 
 import json
 from typing import Any
@@ -8,17 +8,17 @@ import numpy as np
 from flax_sepconv.interop._files.budget import Budget
 from flax_sepconv.interop._files.byte_source import Source
 
-# Keras's configs are nested some 20 deep.
+# Keras's configs are nested about 20 levels deep.
 SIZE_LIMIT, _DEPTH_LIMIT = 16 * 2**20, 200
-# Of one value.
+# The cost of one value, in steps and in bytes.
 _STEPS, _BYTES = 1, 64
 
 
 def parse(text: bytes | str, budget: Budget) -> Any:
-    """What a JSON text says. Of an entry that is there twice, the last counts, as it does for Keras.
+    """Parses a JSON text. If an entry is there twice, the last counts, as in Keras.
 
     Raises:
-        ValueError: not JSON, too large, or too deeply nested.
+        ValueError: it is not JSON, too large, or too deeply nested.
     """
     if len(text) > SIZE_LIMIT:
         raise ValueError(f"its model config has {len(text)} bytes, more than any model's.")
@@ -34,19 +34,19 @@ def parse(text: bytes | str, budget: Budget) -> Any:
         raise ValueError("its model config is nested deeper than any model's.")
     try:
         return json.loads(text)
-    except ValueError as error:  # also of an integer with more digits than Python reads
+    except ValueError as error:  # also for an integer with more digits than Python reads
         raise ValueError(f"its model config is not JSON: {error}.") from None
 
 
 def is_json(source: Source) -> bool:
-    """Whether this begins as the JSON of an object does."""
+    """Returns whether this begins like a JSON object."""
     return source.read(0, min(source.size, 64)).lstrip()[:1] == b"{"
 
 
 def _depth(text: str, values: int) -> int:
-    """How deep JSON of at most so many values is nested, found without nesting anything."""
+    """Returns the depth of JSON with at most this many values, without recursion."""
     bare = text.replace("\\\\", "").replace('\\"', "")
-    if bare.count('"') > 4 * values:  # each value is one string at most, and may have another for its name
+    if bare.count('"') > 4 * values:  # each value is at most one string, and may have another as its name
         raise ValueError("its model config is not JSON.")
     outside = "".join(bare.split('"')[::2]).encode(errors="replace")
     brackets = np.frombuffer(outside.translate(None, _NO_BRACKETS), np.uint8)
