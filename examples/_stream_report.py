@@ -71,7 +71,7 @@ def draw(
     detections: Sequence[Detection],
     seconds: float = 12.0,
 ) -> None:
-    """Writes a figure of the first seconds: the sound and what is said in it, and below it what is known when.
+    """Writes a figure of the first seconds: the sound, the scores as they come, and how late keywords are found.
 
     Args:
         path: where to, with a suffix that matplotlib knows.
@@ -84,43 +84,53 @@ def draw(
         seconds: how many to draw.
     """
     color = dict(zip(scores, COLORS, strict=False))
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    axes: Any = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
-    wave, likely = axes
     shown = sound[: int(seconds * rate)]
-    top = 1.05 * max(abs(shown).max(), 1e-6)
+    seconds = len(shown) / rate
+    detections = [each for each in detections if each.time <= seconds]
+    delays, alarms = match(words, detections, rate)
+    heights = (1, 1, 0.6) if words else (1, 1)
+    figure = Figure(figsize=(13, 2.6 * sum(heights)), layout="constrained")
+    axes: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    wave, likely, *late = axes
+
+    title = "What is said: keywords in color, other words in grey" if words else "The sound"
+    wave.set_title(title, loc="left", pad=48 if words else None)
+    top = 1.05 * max(abs(shown).max(initial=0), 1e-6)
     wave.plot(np.arange(len(shown)) / rate, shown, color=GREY, linewidth=0.4)
     for word, start, end in words:
         if start / rate < seconds:
-            middle = (start + end) / 2 / rate
-            wave.axvspan(start / rate, end / rate, color=color.get(word, "#dddddd"), alpha=0.3, linewidth=0)
-            wave.text(
-                middle,
-                1.02 * top,
-                word,
-                ha="center",
-                va="bottom",
-                rotation=35,
-                color=color.get(word, GREY),
-                clip_on=False,
+            middle, tint = (start + end) / 2 / rate, color.get(word, GREY)
+            wave.axvspan(
+                start / rate, end / rate, color=tint, alpha=0.25 if word in color else 0.1, linewidth=0
             )
+            wave.text(middle, 1.05 * top, word, color=tint, ha="center", va="bottom", rotation=30)
             if word in color:
-                likely.axvline(end / rate, color=color[word], linestyle=":", linewidth=1)
+                likely.axvline(end / rate, color=tint, linestyle=":", linewidth=1)
     wave.set(ylabel="sound", ylim=(-top, top), yticks=[])
+
+    title = "Scores as they arrive: a point where a keyword is found"
+    likely.set_title(title + (", a dotted line where one ends" if words else ""), loc="left")
     for word, values in scores.items():
         likely.step(arrival, values, where="post", color=color[word], label=word)
     for each in detections:
         likely.plot(each.time, each.score, "o", color=color[each.word], clip_on=False)
-    likely.set(
-        xlabel="time (s)", ylabel="probability of a keyword", xlim=(0, min(seconds, len(sound) / rate))
-    )
-    likely.set_ylim(0, 1.02)
-    likely.legend(
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-        frameon=False,
-        title="drawn when known;\n● found\n⋯ the word's end",
-    )
+    likely.set(ylabel="probability", ylim=(0, 1.02), xlim=(0, seconds))
+    likely.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+    for panel in late:
+        panel.set_title("Latency: how long after its end each keyword is found", loc="left")
+        for index, (word, _, end) in enumerate(words):
+            if word in color and end / rate <= seconds:
+                delay = 1e3 * delays.get(index, 0.0)
+                panel.bar(end / rate, delay, width=0.08, color=color[word])
+                label = f"{delay:.0f} ms" if index in delays else "missed"
+                panel.text(end / rate, max(delay, 0), label, color=color[word], ha="center", va="bottom")
+        for each in alarms:
+            panel.text(each.time, 0, "false alarm", color=color[each.word], ha="center", va="top")
+        low, high = (1e3 * edge([0.0, *delays.values()]) for edge in (min, max))
+        room = 0.4 * max(high, 50)
+        panel.set(ylabel="latency (ms)", ylim=(low - room, max(high, 50) + room))
+    axes[-1].set_xlabel("time (s)")
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
