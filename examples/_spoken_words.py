@@ -39,8 +39,9 @@ class Speech(NamedTuple):
 def _espeak() -> ctypes.CDLL:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     path = str(pathlib.Path(espeakng_loader.get_data_path())).encode()
-    sound_is_retrieved, buffer_length, options = 1, 0, 0
-    rate = library.espeak_Initialize(sound_is_retrieved, buffer_length, path, options)
+    # Sound is given to the callback from within the call: from a thread, each word would wait 20 ms for it.
+    synchronous, buffer_length, options = 2, 0, 0
+    rate = library.espeak_Initialize(synchronous, buffer_length, path, options)
     if rate != RATE:
         raise RuntimeError(f"eSpeak NG gives {rate} samples per second; this program takes {RATE}.")
     return library
