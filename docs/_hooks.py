@@ -26,5 +26,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, **kwargs) -> str:
-    """Leads from links to notebooks, as they are in the repository, to the pages made of them."""
-    return markdown.replace(".ipynb)", ".md)")
+    """Leads from links to notebooks and the bench's figure, as they are in the repository, to what the site has."""
+    return markdown.replace(".ipynb)", ".md)").replace(
+        "../bench/results/xeon/ratios.png", "assets/ratios.png"
+    )
