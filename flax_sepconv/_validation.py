@@ -159,7 +159,8 @@ def as_integers(argument: str, value: Any) -> jax.Array | np.ndarray:
     if array is not value and not isinstance(array, Tracer):
         array = np.asarray(value)  # in the dtype that it had before JAX narrowed it
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"`{argument}` must hold integers; got an array of dtype {array.dtype}.")
+        hint = " Pass a mask as `segment_ids=mask.astype(int)`." if array.dtype == bool else ""
+        raise TypeError(f"`{argument}` must hold integers; got an array of dtype {array.dtype}.{hint}")
     return array
 
 

@@ -473,7 +473,11 @@ def check_config(config: object, argument: str = "config") -> None:
             f"fsc.separable_conv1d(params, x, {argument}))` does."
         )
     if not isinstance(config, SeparableConv1DConfig):
-        raise TypeError(f"`{argument}` must be a SeparableConv1DConfig; got {shown(config)}.")
+        is_layer = isinstance(getattr(config, "config", None), SeparableConv1DConfig)
+        hint = " Pass its `.config`." if is_layer else ""
+        if isinstance(config, Mapping):
+            hint = " Make one of a Keras config dict by `SeparableConv1DConfig.from_config`."
+        raise TypeError(f"`{argument}` must be a SeparableConv1DConfig; got {shown(config)}.{hint}")
 
 
 def short_repr(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -135,6 +135,12 @@ def _by_layer(params: Any, layers: Mapping[str, Found]) -> dict[str, Any]:
     if "params" in params and not any(key.partition("/")[0] == "params" for key in layers):
         others = {key: value for key, value in params.items() if key != "params"}
         params = {**others, **params["params"]} if isinstance(params["params"], Mapping) else params
+    pairs = [key for key, given in params.items() if isinstance(given, tuple)]
+    if pairs:
+        raise TypeError(
+            f"`params[{pairs[0]!r}]` must be a layer's parameters; got a tuple. Of what `load` gives, pass "
+            "`{name: params for name, (_, params) in layers.items()}`."
+        )
     found: dict[str, Any] = {key: {} for key in layers if _is_there(params, key)}
     others = []
     for path, value in leaves_of(params, "params")[0].items():

@@ -33,7 +33,10 @@ def opened(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
             source = byte_source.opened(path, stack)
             # The package takes a header of up to 100 MB, which makes gigabytes of objects.
             if int.from_bytes(source.read(0, 8), "little") > untrusted_json.SIZE_LIMIT:
-                raise ValueError(f"its header has more than {untrusted_json.SIZE_LIMIT} bytes.")
+                raise ValueError(
+                    f"its header has more than {untrusted_json.SIZE_LIMIT} bytes. For Keras's files, use "
+                    "`flax_sepconv.interop.keras`."
+                )
             yield stack.enter_context(package.safe_open(os.fspath(path), "np"))
         except (ValueError, TypeError, OverflowError, RecursionError, package.SafetensorError) as error:
             raise ValueError(f"{os.fspath(path)}: it does not hold {what}: {error}") from None

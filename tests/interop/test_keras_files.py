@@ -432,6 +432,10 @@ def test_params_that_are_no_dict_are_refused(saved, tmp_path):
     path, *_ = saved("keras3", "float16", ".keras")
     with pytest.raises(TypeError, match=r"`params` must be a dict of layers' parameters; got list"):
         keras.save(path, [], tmp_path / "out.keras")
+    layers = keras.load(path)
+    with pytest.raises(TypeError, match=r"got a tuple. .* pass `{name: params for name, \(_, params\) in"):
+        keras.save(path, layers, tmp_path / "out.keras")
+    keras.save(path, {name: params for name, (_, params) in layers.items()}, tmp_path / "out.keras")
 
 
 def test_what_cannot_be_written_is_refused_by_name(saved, tmp_path):

@@ -76,7 +76,13 @@ def opened(
         return _hdf5(source, stack, budget)
     if untrusted_json.is_json(source):
         raise ValueError(_of_json(untrusted_json.parse(source.read(0, _checked_size(source)), budget)))
-    raise ValueError("it is neither a .keras archive nor an HDF5 file, whatever its name says.")
+    is_safetensors = source.size > 8 and source.read(8, 1) == b"{"
+    hint = (
+        " It seems to be a safetensors file, for `flax_sepconv.interop.safetensors`."
+        if is_safetensors
+        else ""
+    )
+    raise ValueError(f"it is neither a .keras archive nor an HDF5 file, whatever its name says.{hint}")
 
 
 def _folder(
