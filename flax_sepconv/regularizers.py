@@ -211,10 +211,12 @@ def get(identifier: Any, *, argument: str = "regularizer") -> Any:
     Example:
         >>> get("l2"), get({"class_name": "L1", "config": {"l1": 0.5}}), get("l1_l2")
         (L2(), L1(l1=0.5), L1L2(l1=0.01, l2=0.01))
-        >>> get("l3", argument="bias_regularizer")
-        Traceback (most recent call last):
-        ValueError: `bias_regularizer` must be None, a name such as 'l2', a Keras config, a regularizer or \
-a callable `w -> scalar`; got 'l3'. Did you mean 'l2' or 'l1'?
+        >>> try:
+        ...     get("l3", argument="bias_regularizer")
+        ... except ValueError as error:
+        ...     print(error)
+        `bias_regularizer` must be None, a name such as 'l2', a Keras config, a regularizer or a callable \
+`w -> scalar`; got 'l3'. Did you mean 'l2' or 'l1'?
     """
     return None if identifier is None else resolve(identifier, _FAMILY, argument)
 
