@@ -146,8 +146,8 @@ def plan(
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
     is_strided = result == "input" and window.strides > 1
     read = window.transposed() if result == "input" and not is_strided else window
-    in_place = tuning.few if copied or result == "input" else tuning.in_place
-    if window.kernel_size <= in_place and not is_strided and not read.is_mostly_edge:
+    most = tuning.few if copied or result == "input" else tuning.in_place
+    if window.kernel_size <= most and not is_strided and not read.is_mostly_edge:
         return Plan("in_place", {"apart": True})
     # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})

@@ -1,12 +1,5 @@
 """Keras's layers and Flax's with the weights of the first: the same output, and the same weights on the way back."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-
 import importlib
 
 import flax.linen as nn

@@ -1,12 +1,6 @@
 """Live layers and models with functions and classes of the user's own."""
 
 import importlib
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import jax
 import jax.numpy as jnp
