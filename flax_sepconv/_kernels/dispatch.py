@@ -2,13 +2,13 @@
 
 |           | output, input's gradient                         | kernel's gradient               |
 | --------- | ------------------------------------------------ | ------------------------------- |
-| CPU       | `in_place`; `taps`; `blocked`; `fft`             | `few`; `kernel_gradient`; `fft` |
+| CPU       | `few`; `in_place` or `taps`; `blocked`; `fft`    | `few`; `kernel_gradient`; `fft` |
 | GPU       | `in_place`; `fft`                                | `in_place`; `fft`               |
 | elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
-Forms further right are for more taps, `blocked` also for many channels. Elsewhere nothing was measured, and XLA's own
-grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no other form
-could loop over or transform them.
+Forms further right are for more taps; `in_place` is for outputs without derivatives, `blocked` for many channels.
+Elsewhere nothing was measured, and XLA's own grouped convolution is known to be safe. It also computes symbolic
+lengths, under `jax.export`, because no other form could loop over or transform them.
 """
 
 import dataclasses
@@ -137,19 +137,18 @@ def plan(
         return Plan("fft", {"double": True} if platform == "cpu" and result != "kernel" else {})
     if not isinstance(tuning, CPUTuning):
         return Plan("in_place")
+    if window.kernel_size <= tuning.few and (result != "input" or window.strides == 1):
+        return Plan("few", {"block": tuning.few_block} if result == "kernel" else {})
     sums = {"width": tuning.width, "block": tuning.block}
     if result == "kernel":
-        if window.kernel_size <= tuning.few:
-            return Plan("few", {"block": tuning.few_block})
         return Plan("kernel_gradient", sums)
     if tuning.is_blocked(result, window, channels):
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
-    is_strided = result == "input" and window.strides > 1
-    read = window.transposed() if result == "input" and not is_strided else window
-    most = tuning.few if copied or result == "input" else tuning.in_place
-    if window.kernel_size <= most and not is_strided and not read.is_mostly_edge:
+    is_short = window.kernel_size <= tuning.in_place and not window.is_mostly_edge
+    if result == "output" and is_short and not copied:
         return Plan("in_place", {"apart": True})
     # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
+    read = window.transposed() if result == "input" and window.strides == 1 else window
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
 
 

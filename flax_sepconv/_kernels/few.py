@@ -1,10 +1,22 @@
-"""The kernel's gradient of few taps on CPUs: nothing is copied, as each tap's products are padded within the sum."""
+"""Few taps on CPUs: nothing is copied, because each tap's products are padded within the sum."""
+
+import functools
 
 import jax
 from jax import lax
 
 from flax_sepconv._kernels import xla
 from flax_sepconv._window import Window
+
+
+def output(x, kernel, window: Window) -> jax.Array:
+    """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`."""
+    return xla.unfused(_sum)(x, kernel, window=window)
+
+
+def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
+    return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
 
 
 def kernel_gradient(x, cotangent, window: Window, *, block: int) -> jax.Array:
@@ -15,6 +27,14 @@ def kernel_gradient(x, cotangent, window: Window, *, block: int) -> jax.Array:
     sums = xla.unfused(_block_sums)(x, cotangent, window=window, block=block)
     flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # XLA may copy one of rows
     return flat.reshape(-1, x.shape[2])
+
+
+def _sum(x, kernel, *, window: Window) -> jax.Array:
+    terms = []
+    for t in range(window.kernel_size):
+        read, first, stop = _met(x, window, t)
+        terms.append(_padded(read * kernel[None, t : t + 1], first, window.output_length - stop))
+    return functools.reduce(lax.add, terms)
 
 
 def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:

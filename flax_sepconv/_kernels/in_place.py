@@ -38,11 +38,11 @@ def _output(x, kernel, *, window: Window, flat: bool = False) -> jax.Array:
     return lax.concatenate(sums, 1) if len(sums) > 1 else inside
 
 
-def input_gradient(kernel, cotangent, window: Window, *, apart: bool = False) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`; `apart` as for `output`."""
+def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
     if window.strides > 1:
         return taps.strided_input_gradient(kernel, cotangent, window=window, flat=False)
-    return output(cotangent, lax.rev(kernel, (0,)), window.transposed(), apart=apart)
+    return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
 
 
 def kernel_gradient(x, cotangent, window: Window) -> jax.Array:

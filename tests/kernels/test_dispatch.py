@@ -25,12 +25,13 @@ def form(
 
 BOUNDARIES = [
     # contraction, sizes, taps from which it is another form, and both forms
-    ("output", {"copied": True}, CPU.few + 1, "in_place", "taps"),
-    ("output", {"strides": 2, "copied": True}, CPU.few + 1, "in_place", "taps"),
-    ("input", {}, CPU.few + 1, "in_place", "taps"),
-    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
+    ("output", {}, CPU.few + 1, "few", "in_place"),
+    ("output", {"copied": True}, CPU.few + 1, "few", "taps"),
     ("output", {}, CPU.in_place + 1, "in_place", "taps"),
     ("output", {"length": 20}, 11, "in_place", "taps"),
+    ("input", {}, CPU.few + 1, "few", "taps"),
+    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
+    ("output", {"strides": 2}, CPU.few + 1, "few", "in_place"),
     ("output", {"channels": 1024}, CPU.blocked_from, "in_place", "blocked"),
     ("output", {"channels": 1024, "copied": True}, CPU.blocked_from, "taps", "blocked"),
     ("input", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
@@ -81,6 +82,16 @@ def test_the_pointwise_gradient_is_in_parts_if_it_is_small():
     most = CPU.parts_most
     assert [dispatch.parts(n, "cpu") for n in (most, most + 1)] == [CPU.parts, 1]
     assert [dispatch.parts(most, platform) for platform in ("cuda", None)] == [0, 0]
+
+
+def test_only_what_xla_shards_well_itself_is_left_to_it():
+    plans = {
+        (platform, size): dispatch.plan("output", Window(400, size, 1, 1, 0, 0), 64, platform)
+        for platform in ("cpu", "cuda", None)
+        for size in (3, 9, 31, 600)
+    }
+    left = {key for key, plan in plans.items() if not plan.is_local}
+    assert left == {("cuda", 3), ("cuda", 9), ("cuda", 31), (None, 3), (None, 9), (None, 31), (None, 600)}
 
 
 def test_where_nothing_was_measured_it_is_xlas_own():

@@ -17,6 +17,8 @@ from tests.reference import assert_close, contraction, windows
 few = st.integers(1, 5)
 BLOCKED = {"lanes": few, "most": few, "piece": few}
 SIZES = {
+    ("few", "output"): {},
+    ("few", "input"): {},
     ("few", "kernel"): {"block": few},
     ("taps", "output"): {"rows": st.integers(0, 60)},
     ("taps", "input"): {"rows": st.integers(0, 60)},
@@ -24,7 +26,7 @@ SIZES = {
     ("blocked", "output"): BLOCKED,
     ("blocked", "input"): BLOCKED,
     ("in_place", "output"): {"apart": st.booleans()},
-    ("in_place", "input"): {"apart": st.booleans()},
+    ("in_place", "input"): {},
     ("in_place", "kernel"): {},
     ("fft", "output"): {"double": st.booleans()},
     ("fft", "input"): {"double": st.booleans()},
@@ -33,7 +35,7 @@ SIZES = {
     ("xla_conv", "input"): {},
     ("xla_conv", "kernel"): {},
 }
-AT_STRIDE_1 = [("blocked", "input")]
+AT_STRIDE_1 = [("few", "input"), ("blocked", "input")]
 
 
 def arrays(window, seed, n=2, c=3, m=1):

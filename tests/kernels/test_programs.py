@@ -91,8 +91,8 @@ def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
 
 @pytest.mark.parametrize("options", [{}, {"dilation_rate": 4}, {"padding": "causal"}], ids=str)
 @pytest.mark.parametrize("kernel_size", [2, 4])
-def test_few_taps_copy_nothing_but_edges(kernel_size, options):
-    assert sum(copies(kernel_size, 1201, **options)) <= 2 * 1201 * 8 // 10
+def test_few_taps_copy_nothing(kernel_size, options):
+    assert not copies(kernel_size, 121, **options)
 
 
 @pytest.mark.parametrize(
