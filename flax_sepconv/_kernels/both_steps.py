@@ -33,10 +33,9 @@ def compute(slots, *, platform: str | None, sharded: bool, **params) -> jax.Arra
     both are in one program. Elsewhere a barrier makes XLA compute it again rather than store it: it is as large as the
     input.
     """
-    if params["result"] == "pointwise":
-        params["differentiated"] = True
-        slots = slots if platform == "cpu" else lax.optimization_barrier(dict(slots))
-    contract = functools.partial(depthwise_step.compute, platform=platform, sharded=sharded)
+    if params["result"] == "pointwise" and platform != "cpu":
+        slots = lax.optimization_barrier(dict(slots))
+    contract = functools.partial(depthwise_step.compute, platform=platform, sharded=sharded, grouped=False)
     local = None if sharded else platform
     return _steps(slots, contract=contract, platform=local, **params)
 
@@ -52,8 +51,7 @@ def _steps(
 ) -> jax.Array:
     def step(result: str, *given: str, **more) -> jax.Array:
         arrays = {slot: slots[slot] for slot in (*given, "runs") if slot in slots} | more
-        grouped = {slot: lax.expand_dims(array, (0,)) for slot, array in arrays.items()}
-        return lax.squeeze(contract(grouped, result=result, precision=precision, **params), (0,))
+        return contract(arrays, result=result, precision=precision, **params)
 
     if result in ("input", "kernel"):
         p, y = slots["pointwise"], slots["output"]
@@ -77,7 +75,11 @@ def _batch(contract: Callable, slots: dict, dims: dict, *, result: str, **params
         out = contract(slots | {slot: lax.collapse(value, 0, 2)}, **params)
         return out.reshape(*value.shape[:2], *out.shape[1:]), 0
 
-    step = depthwise_step.contract_packed if "runs" in slots else depthwise_step.contract
+    def step(arrays, **params) -> jax.Array:
+        bind = depthwise_step.contract_packed if "runs" in slots else depthwise_step.contract
+        group = {slot: lax.expand_dims(array, (0,)) for slot, array in arrays.items()}
+        return lax.squeeze(bind(group, **params), (0,))
+
     one = functools.partial(_steps, result=result, contract=step, **params)
     return jax.vmap(jax.checkpoint(one), (dims,))(slots), 0
 

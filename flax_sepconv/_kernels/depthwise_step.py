@@ -39,27 +39,28 @@ def compute(
     window: Window,
     precision,
     implementation,
-    differentiated: bool,
+    grouped: bool = True,
 ) -> jax.Array:
-    """Computes the contraction on a platform from the arrays that are given."""
+    """Computes the contraction on a platform from the arrays that are given; `grouped` if they have the first axis."""
     given = [slot for slot in PACKED_AXES if slot in slots]
     channels, multiplier = slots.get("kernel", slots.get("output")).shape[-2:]
-    copied = differentiated or multiplier > 1  # with multipliers, each channel is repeated
-    is_packed = "runs" in slots
-    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, is_packed, copied)
+    plan = dispatch.plan(result, window, channels * multiplier, platform, implementation, "runs" in slots)
 
     def one(a, b, *runs):
         # float16 and bfloat16 are multiplied and accumulated in float32, where their products are exact.
         wide_a, wide_b = a.astype(wide(a.dtype)), b.astype(wide(b.dtype))
         return dispatch.contraction(plan, result, wide_a, wide_b, window, precision, *runs).astype(a.dtype)
 
-    def function(*arrays):
+    def groups(*arrays):
         if arrays[0].shape[0] == 1:
             return lax.expand_dims(one(*(lax.squeeze(array, (0,)) for array in arrays)), (0,))
         return jax.vmap(one)(*arrays)
 
+    function = groups if grouped else one
     if sharded and plan.is_local:
-        function = sharding.per_device(function, [PACKED_AXES[slot] for slot in given], AXES[result])
+        first = 0 if grouped else 1
+        operands = [PACKED_AXES[slot][first:] for slot in given]
+        function = sharding.per_device(function, operands, AXES[result][first:])
     return function(*(slots[slot] for slot in given))
 
 

@@ -2,13 +2,14 @@
 
 |           | output, input's gradient                         | kernel's gradient               |
 | --------- | ------------------------------------------------ | ------------------------------- |
-| CPU       | `few`; `in_place` or `taps`; `blocked`; `fft`    | `few`; `kernel_gradient`; `fft` |
+| CPU       | `few`; `taps`; `blocked`; `fft`                  | `few`; `kernel_gradient`; `fft` |
 | GPU       | `in_place`; `fft`                                | `in_place`; `fft`               |
 | elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
-Forms further right are for more taps; `in_place` is for outputs without derivatives, `blocked` for many channels.
-Elsewhere nothing was measured, and XLA's own grouped convolution is known to be safe. It also computes symbolic
-lengths, under `jax.export`, because no other form could loop over or transform them.
+Forms further right are for more taps. On a CPU, `blocked` is for many channels, and `in_place` replaces `taps` for
+outputs with strides: a copy of the whole input would take longer than the sum. Elsewhere nothing was measured, and XLA's
+own grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no other form
+could loop over or transform them.
 """
 
 import dataclasses
@@ -44,9 +45,10 @@ class CPUTuning(Tuning):
     """The numbers of a CPU."""
 
     fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
-    few: int  # taps up to which no form copies the input
-    few_block: int  # outputs in a block of the kernel's gradient in `few`, at least
-    in_place: int  # taps up to which an output without derivatives is computed in place
+    few: int  # taps up to which nothing is copied for the output and the input's gradient
+    few_kernel: int  # the same for the kernel's gradient,
+    few_block: int  # in blocks of at least this many outputs
+    in_place: int  # taps up to which an output with strides is computed in place
     width: int  # taps in one sum of `kernel_gradient`, at most
     block: int  # outputs in one block of `kernel_gradient`, about
     lanes: int  # channels in a block of `blocked`, and the fewest channels that it is used for
@@ -76,7 +78,8 @@ TUNINGS: dict[str | None, Tuning] = {
         fft_from=500,
         fft_kernel_from=64,
         fft_unblocked_from=120,
-        few=4,
+        few=8,
+        few_kernel=5,
         few_block=8,
         in_place=20,
         width=20,
@@ -117,13 +120,11 @@ def plan(
     platform: str | None,
     implementation: str | None = None,
     is_packed: bool = False,
-    copied: bool = False,
 ) -> Plan:
     """Chooses the form that computes the slot `result` on a platform; `channels` are the depthwise output's.
 
     `implementation` is one of `IMPLEMENTATIONS`, or `None` for the form that was measured as fastest. Packed rows have
-    one form only. `copied` says that a padded copy of the input costs nothing, because the kernel's gradient needs it
-    too or the input is copied anyway.
+    one form only.
     """
     if is_packed:
         return Plan("packed", PACKED)
@@ -137,18 +138,19 @@ def plan(
         return Plan("fft", {"double": True} if platform == "cpu" and result != "kernel" else {})
     if not isinstance(tuning, CPUTuning):
         return Plan("in_place")
-    if window.kernel_size <= tuning.few and (result != "input" or window.strides == 1):
-        return Plan("few", {"block": tuning.few_block} if result == "kernel" else {})
     sums = {"width": tuning.width, "block": tuning.block}
+    strided, size = window.strides > 1, window.kernel_size
     if result == "kernel":
-        return Plan("kernel_gradient", sums)
+        is_few = size <= tuning.few_kernel
+        return Plan("few", {"block": tuning.few_block}) if is_few else Plan("kernel_gradient", sums)
+    if size <= tuning.few and not (result == "input" and strided):
+        return Plan("few")
     if tuning.is_blocked(result, window, channels):
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
-    is_short = window.kernel_size <= tuning.in_place and not window.is_mostly_edge
-    if result == "output" and is_short and not copied:
+    if result == "output" and strided and size <= tuning.in_place and not window.is_mostly_edge:
         return Plan("in_place", {"apart": True})
     # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
-    read = window.transposed() if result == "input" and window.strides == 1 else window
+    read = window.transposed() if result == "input" and not strided else window
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
 
 
@@ -181,6 +183,7 @@ def contraction(plan: Plan, result: str, a, b, window: Window, precision, runs=N
         gradient = form(a.reshape(*a.shape[:-2], channels * multiplier), b, window, **sizes)
         each = gradient.reshape(*gradient.shape[:2], channels, multiplier)
         return functools.reduce(lax.add, [each[..., m] for m in range(multiplier)])
-    a = jnp.broadcast_to(a[..., None], (*a.shape, multiplier)).reshape(*a.shape[:2], channels * multiplier)
+    if multiplier > 1:
+        a = jnp.repeat(a, multiplier, 2)
     out = form(a, b, window, **sizes)
     return out.reshape(*out.shape[:-1], channels, multiplier)

@@ -40,9 +40,8 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
         name: the primitive's name.
         axes: the axes of each slot, as letters. `l`, `k` and `o` have the window's sizes; any other letter has one
             size in all slots.
-        compute: `compute(slots, *, result, platform, sharded, differentiated, window, **params)`, the contraction in
-            JAX operations, for arrays by slot. `platform` is one of `PLATFORMS`, or `None` for any other;
-            `differentiated` says that derivatives of the contraction are in the program too.
+        compute: `compute(slots, *, result, platform, sharded, window, **params)`, the contraction in JAX operations,
+            for arrays by slot. `platform` is one of `PLATFORMS`, or `None` for any other.
         batch: `batch(contract, slots, dims, *, result, window, **params)`, the rule for `vmap`, like JAX's.
         widens: whether the output and its cotangent are float32 where the other arrays are narrower.
 
@@ -52,13 +51,10 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
-    def contract(
-        slots: Mapping[str, Any], *, result: str | None = None, differentiated: bool = False, **params
-    ) -> jax.Array:
+    def contract(slots: Mapping[str, Any], *, result: str | None = None, **params) -> jax.Array:
         (result,) = axes.keys() - slots.keys()
         arrays = sharding.alike([slots[slot] for slot in axes if slot in slots])
-        params |= {"devices": sharding.asks_for_devices(), "differentiated": differentiated}
-        return primitive.bind(*arrays, result=result, **params)
+        return primitive.bind(*arrays, result=result, devices=sharding.asks_for_devices(), **params)
 
     def by_slot(result: str, values) -> dict[str, Any]:
         return dict(zip((slot for slot in axes if slot != result), values, strict=True))
@@ -78,7 +74,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
             sharding=sharding.result_sharding(axes, result, avals),
         )
 
-    def jvp(primals, tangents, *, result: str, devices, differentiated: bool, **params):
+    def jvp(primals, tangents, *, result: str, devices, **params):
         slots = by_slot(result, primals)
         terms = [
             contract(slots | {slot: tangent}, **params)
@@ -86,7 +82,7 @@ def form(name: str, axes: Mapping[str, str], compute: Callable, batch: Callable,
             if type(tangent) is not ad.Zero
         ]
         # JAX does not call this where every tangent is zero.
-        return contract(slots, differentiated=True, **params), functools.reduce(jnp.add, terms)
+        return contract(slots, **params), functools.reduce(jnp.add, terms)
 
     def transpose(cotangent, *values, result: str, devices, **params):
         slots = by_slot(result, values)

@@ -74,6 +74,7 @@ _STABLEHLO = types.SimpleNamespace(  # the functions of `lax` that `emitted` fun
     slice=lambda x, starts, stops, steps: _Value(hlo.slice(x.value, [*starts], [*stops], [*steps])),
     dynamic_slice=lambda x, at, sizes: _Value(hlo.dynamic_slice(x.value, [i.value for i in at], [*sizes])),
     reshape=lambda x, shape: _Value(hlo.reshape(x.like(shape), x.value)),
+    pad=lambda x, zero, config: _Value(hlo.pad(x.value, zero.value, *zip(*config, strict=True))),
     broadcast_in_dim=lambda x, shape, axes: _Value(hlo.broadcast_in_dim(x.like(shape), x.value, [*axes])),
 )
 

@@ -9,31 +9,20 @@ CPU = dispatch.TUNINGS["cpu"]
 GPU = dispatch.TUNINGS["cuda"]
 
 
-def form(
-    result,
-    kernel_size,
-    channels=64,
-    platform="cpu",
-    implementation=None,
-    strides=1,
-    copied=False,
-    length=4000,
-):
+def form(result, kernel_size, channels=64, platform="cpu", implementation=None, strides=1, length=4000):
     window = Window(length, kernel_size, strides, 1, kernel_size - 1, 0)
-    return dispatch.plan(result, window, channels, platform, implementation, copied=copied).form
+    return dispatch.plan(result, window, channels, platform, implementation).form
 
 
 BOUNDARIES = [
     # contraction, sizes, taps from which it is another form, and both forms
-    ("output", {}, CPU.few + 1, "few", "in_place"),
-    ("output", {"copied": True}, CPU.few + 1, "few", "taps"),
-    ("output", {}, CPU.in_place + 1, "in_place", "taps"),
-    ("output", {"length": 20}, 11, "in_place", "taps"),
+    ("output", {}, CPU.few + 1, "few", "taps"),
     ("input", {}, CPU.few + 1, "few", "taps"),
-    ("kernel", {}, CPU.few + 1, "few", "kernel_gradient"),
+    ("kernel", {}, CPU.few_kernel + 1, "few", "kernel_gradient"),
     ("output", {"strides": 2}, CPU.few + 1, "few", "in_place"),
-    ("output", {"channels": 1024}, CPU.blocked_from, "in_place", "blocked"),
-    ("output", {"channels": 1024, "copied": True}, CPU.blocked_from, "taps", "blocked"),
+    ("output", {"strides": 2}, CPU.in_place + 1, "in_place", "taps"),
+    ("output", {"strides": 2, "length": 20}, 10, "in_place", "taps"),
+    ("output", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
     ("input", {"channels": 1024}, CPU.blocked_from, "taps", "blocked"),
     ("output", {}, CPU.blocked_most + 1, "taps", "blocked"),
     ("output", {"channels": 256}, CPU.blocked_floats // 256, "taps", "blocked"),

@@ -83,23 +83,23 @@ def copies(kernel_size, length, **options):
     return [math.prod(map(int, dims.split(","))) for dims in roots]
 
 
-@pytest.mark.parametrize("kernel_size", [7, 12, 25])
+@pytest.mark.parametrize("kernel_size", [9, 12, 25])
 def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
     of_input, of_depthwise_gradient = 1, 1
     assert len(copies(kernel_size, 120)) == of_input + of_depthwise_gradient
 
 
 @pytest.mark.parametrize("options", [{}, {"dilation_rate": 4}, {"padding": "causal"}], ids=str)
-@pytest.mark.parametrize("kernel_size", [2, 4])
+@pytest.mark.parametrize("kernel_size", [2, 5])
 def test_few_taps_copy_nothing(kernel_size, options):
     assert not copies(kernel_size, 121, **options)
 
 
 @pytest.mark.parametrize(
     ("kernel_size", "options"),
-    [(3, {}), (13, {}), (20, {"padding": "causal"}), (7, {"dilation_rate": 8}), (17, {"strides": 4})],
+    [(3, {}), (8, {"padding": "causal"}), (7, {"dilation_rate": 8}), (17, {"strides": 4})],
 )
-def test_an_output_without_gradients_copies_no_input(kernel_size, options):
+def test_an_output_of_few_taps_or_with_strides_copies_no_input(kernel_size, options):
     def temporary_bytes(implementation):
         config = fsc.SeparableConv1DConfig(
             64, kernel_size, implementation=implementation, **{"padding": "same"} | options
