@@ -7,9 +7,9 @@
 | elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
 Forms further right are for more taps. On a CPU, `blocked` is for many channels, and `in_place` replaces `taps` for
-outputs with strides: a copy of the whole input would take longer than the sum. Elsewhere nothing was measured, and XLA's
-own grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no other form
-could loop over or transform them.
+outputs with strides: to copy the whole input would take longer than the sum. Elsewhere nothing was measured, and
+XLA's own grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no
+other form could loop over or transform them.
 """
 
 import dataclasses
