@@ -41,10 +41,10 @@ def _output(x, kernel, *, window: Window) -> jax.Array:
 @xla.emitted
 def _sum(ops, x, kernel, zero, *, shape, window: Window):
     batch, outputs, channels = shape
-    terms = []
+    terms, kernel = [], ops.reshape(kernel, (window.kernel_size * channels,))
     for t in range(window.kernel_size):
         read, first, stop = _met(x, window, t, ops)
-        tap = ops.reshape(ops.slice(kernel, (t, 0), (t + 1, channels), (1, 1)), (channels,))
+        tap = ops.slice(kernel, (t * channels,), ((t + 1) * channels,), (1,))
         product = ops.mul(read, ops.broadcast_in_dim(tap, (batch, stop - first, channels), (2,)))
         terms.append(ops.pad(product, zero, [(0, 0, 0), (first, outputs - stop, 0), (0, 0, 0)]))
     return taps.summed(terms, ops)

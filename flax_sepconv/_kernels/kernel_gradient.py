@@ -101,7 +101,7 @@ def _sums(ops, x, g, *first, shape, block: int, stride: int):
     """
     batch, count, width, channels = shape
     rows = (batch, count * block * stride, channels)
-    g = ops.reshape(g, (batch, count, block, channels))
+    g = ops.reshape(g, (batch, count, block * channels))
     terms = []
     for j in range(block):
         if first:
@@ -112,7 +112,6 @@ def _sums(ops, x, g, *first, shape, block: int, stride: int):
             read = ops.slice(x, (0, j * stride, 0), (batch, j * stride + rows[1], channels), (1, 1, 1))
         read = ops.reshape(read, (batch, count, block * stride, channels))
         read = ops.slice(read, (0, 0, 0, 0), (batch, count, width, channels), (1, 1, 1, 1))
-        output = ops.slice(g, (0, 0, j, 0), (batch, count, j + 1, channels), (1, 1, 1, 1))
-        output = ops.reshape(output, (batch, count, channels))
+        output = ops.slice(g, (0, 0, j * channels), (batch, count, (j + 1) * channels), (1, 1, 1))
         terms.append(ops.mul(read, ops.broadcast_in_dim(output, shape, (0, 1, 3))))
     return functools.reduce(ops.add, terms)

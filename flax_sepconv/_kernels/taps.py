@@ -76,7 +76,8 @@ def shifted_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int, t
 
     If the kernel has an axis before the channels that `x` lacks, `x` is broadcast along it.
     """
-    terms, inner = [], kernel.shape[1:]
+    terms, (taps, rows, *rest) = [], kernel.shape
+    kernel = ops.reshape(kernel, (taps * rows, *rest))
     axes = [axis for axis in range(1, len(shape)) if axis != time]
     for t, start in enumerate(starts):
         first, last, strides = [0] * len(x.shape), [*x.shape], [1] * len(x.shape)
@@ -84,8 +85,8 @@ def shifted_sums(ops, x, kernel, *, shape, starts: Sequence[int], stride: int, t
         read = ops.slice(x, first, last, strides)
         if len(x.shape) < len(shape):
             read = ops.broadcast_in_dim(read, shape, (0, 1, len(shape) - 1))
-        tap = ops.slice(kernel, (t, *[0] * len(inner)), (t + 1, *inner), [1] * (len(inner) + 1))
-        terms.append(ops.mul(read, ops.broadcast_in_dim(ops.reshape(tap, inner), shape, axes)))
+        tap = ops.slice(kernel, (t * rows, *[0] * len(rest)), ((t + 1) * rows, *rest), [1] * (1 + len(rest)))
+        terms.append(ops.mul(read, ops.broadcast_in_dim(tap, shape, axes)))
     return summed(terms, ops)
 
 
