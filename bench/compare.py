@@ -40,7 +40,6 @@ DEEP = tuple(
 
 TUNED = {
     "few": {"few": 0, "few_kernel": 0},
-    "in_place": {"in_place": 0},
     "parts": {"parts": 1},
     "blocked": {"blocked_from": 10**6, "blocked_most": 10**6},
     "fft": {"fft_from": 10**6, "fft_kernel_from": 10**6, "fft_unblocked_from": 10**6},

@@ -116,8 +116,8 @@ def test_the_bounds_of_each_form_are_those_of_dispatch():
     wholes = f"below {cpu.fft_from} taps in blocks of channels, below {cpu.fft_unblocked_from} without"
     assert f"| {wholes} | below {gpu.fft_from} taps |" in page
     assert f"from {cpu.fft_kernel_from} taps on a CPU, and from {gpu.fft_kernel_from} taps on a GPU" in page
-    assert f"| up to {cpu.few} taps, for the kernel's gradient up to {cpu.few_kernel} |" in page
-    assert f"| outputs with strides, {cpu.few + 1} to {cpu.in_place} taps |" in page
+    few = f"up to {cpu.few} taps, outputs with strides up to about {cpu.few} times `strides` taps"
+    assert f"| {few}; for the kernel's gradient up to {cpu.few_kernel} |" in page
     blocks = (
         f"from {cpu.blocked_from} taps, if taps times channels are {cpu.blocked_floats} or more, and above"
     )

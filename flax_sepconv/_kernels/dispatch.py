@@ -6,10 +6,9 @@
 | GPU       | `in_place`; `fft`                                | `in_place`; `fft`               |
 | elsewhere | `xla_conv`                                       | `xla_conv`                      |
 
-Forms further right are for more taps. On a CPU, `blocked` is for many channels, and `in_place` replaces `taps` for
-outputs with strides: to copy the whole input would take longer than the sum. Elsewhere nothing was measured, and
-XLA's own grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no
-other form could loop over or transform them.
+Forms further right are for more taps, and `blocked` is for many channels. Elsewhere nothing was measured, and XLA's
+own grouped convolution is known to be safe. It also computes symbolic lengths, under `jax.export`, because no other
+form could loop over or transform them.
 """
 
 import dataclasses
@@ -45,10 +44,9 @@ class CPUTuning(Tuning):
     """The numbers of a CPU."""
 
     fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
-    few: int  # taps up to which nothing is copied for the output and the input's gradient
-    few_kernel: int  # the same for the kernel's gradient,
+    few: int  # shifts up to which nothing is copied for the output and the input's gradient
+    few_kernel: int  # taps up to which nothing is copied for the kernel's gradient,
     few_block: int  # in blocks of at least this many outputs
-    in_place: int  # taps up to which an output with strides is computed in place
     width: int  # taps in one sum of `kernel_gradient`, at most
     block: int  # outputs in one block of `kernel_gradient`, about
     lanes: int  # channels in a block of `blocked`, and the fewest channels that it is used for
@@ -81,7 +79,6 @@ TUNINGS: dict[str | None, Tuning] = {
         few=8,
         few_kernel=5,
         few_block=8,
-        in_place=20,
         width=20,
         block=16,
         blocked_from=20,
@@ -110,7 +107,7 @@ class Plan(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether XLA must be told that each device can contract its own shard."""
-        return self.form not in ("xla_conv", "in_place") or "apart" in self.sizes
+        return self.form not in ("xla_conv", "in_place")
 
 
 def plan(
@@ -143,12 +140,10 @@ def plan(
     if result == "kernel":
         is_few = size <= tuning.few_kernel
         return Plan("few", {"block": tuning.few_block}) if is_few else Plan("kernel_gradient", sums)
-    if size <= tuning.few and not (result == "input" and strided):
-        return Plan("few")
     if tuning.is_blocked(result, window, channels):
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
-    if result == "output" and strided and size <= tuning.in_place and not window.is_mostly_edge:
-        return Plan("in_place", {"apart": True})
+    if few.shifts(window) <= tuning.few and not (result == "input" and strided):
+        return Plan("few")
     # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
     read = window.transposed() if result == "input" and not strided else window
     return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})

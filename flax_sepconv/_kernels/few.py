@@ -1,9 +1,13 @@
-"""Few taps on CPUs: nothing is copied, because each tap's products are padded within the sum.
+"""Few shifts on CPUs: nothing is copied, because products are padded within the sum.
 
-Up to 8 taps, LLVM makes loops of their own for the outputs that read padding. With more it gives up, and tests in the
+Taps that meet the sequence at the same outputs are padded as one. At stride 1 each tap has a shift of its own; with
+strides, about as many taps as a stride has samples share one.
+
+Up to 8 shifts, LLVM makes loops of their own for the outputs that read padding. With more it gives up, and tests in the
 inner loop whether each product is padding: 6 times slower.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -11,6 +15,11 @@ from jax import lax
 
 from flax_sepconv._kernels import taps, xla
 from flax_sepconv._window import Window
+
+
+def shifts(window: Window) -> int:
+    """Counts the groups of taps that are padded as one."""
+    return len({window.inside(t) for t in range(window.kernel_size)})
 
 
 def output(x, kernel, window: Window) -> jax.Array:
@@ -42,11 +51,14 @@ def _output(x, kernel, *, window: Window) -> jax.Array:
 def _sum(ops, x, kernel, zero, *, shape, window: Window):
     batch, outputs, channels = shape
     terms, kernel = [], ops.reshape(kernel, (window.kernel_size * channels,))
-    for t in range(window.kernel_size):
-        read, first, stop = _met(x, window, t, ops)
-        tap = ops.slice(kernel, (t * channels,), ((t + 1) * channels,), (1,))
-        product = ops.mul(read, ops.broadcast_in_dim(tap, (batch, stop - first, channels), (2,)))
-        terms.append(ops.pad(product, zero, [(0, 0, 0), (first, outputs - stop, 0), (0, 0, 0)]))
+    for (first, stop), group in itertools.groupby(range(window.kernel_size), window.inside):
+        products = []
+        for t in group:
+            tap = ops.slice(kernel, (t * channels,), ((t + 1) * channels,), (1,))
+            tap = ops.broadcast_in_dim(tap, (batch, stop - first, channels), (2,))
+            products.append(ops.mul(_met(x, window, t, ops), tap))
+        padding = [(0, 0, 0), (first, outputs - stop, 0), (0, 0, 0)]
+        terms.append(ops.pad(taps.summed(products, ops), zero, padding))
     return taps.summed(terms, ops)
 
 
@@ -56,21 +68,21 @@ def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
     block = min(range(block, 2 * block), key=lambda n: -outputs % n)
     products = []
     for t in range(window.kernel_size):
-        read, first, stop = _met(x, window, t)
-        product = read * lax.slice_in_dim(cotangent, first, stop, 1, 1)
+        first, stop = window.inside(t)
+        product = _met(x, window, t) * lax.slice_in_dim(cotangent, first, stop, 1, 1)
         product = _padded(product, first, outputs - stop + -outputs % block)
         products.append(product.reshape(product.shape[0], -1, block, product.shape[2]))
     zeros = [lax.full_like(x, 0, shape=())] * len(products)
     return lax.reduce(products, zeros, lambda a, b: [*map(lax.add, a, b)], (2,))
 
 
-def _met(x, window: Window, t: int, ops=lax) -> tuple[Any, int, int]:
-    """Returns the samples of `x` that tap `t` reads, the first output that reads one, and the end of these outputs."""
+def _met(x, window: Window, t: int, ops=lax) -> Any:
+    """Returns the samples of `x` that tap `t` reads."""
     batch, _, channels = x.shape
     first, stop = window.inside(t)
     start = first * window.strides + t * window.dilation - window.low if first < stop else 0
     last = start + (stop - first - 1) * window.strides + 1 if first < stop else 0
-    return ops.slice(x, (0, start, 0), (batch, last, channels), (1, window.strides, 1)), first, stop
+    return ops.slice(x, (0, start, 0), (batch, last, channels), (1, window.strides, 1))
 
 
 def _padded(x, before: int, after: int) -> jax.Array:

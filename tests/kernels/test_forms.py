@@ -25,7 +25,7 @@ SIZES = {
     ("kernel_gradient", "kernel"): {"width": few, "block": few},
     ("blocked", "output"): BLOCKED,
     ("blocked", "input"): BLOCKED,
-    ("in_place", "output"): {"apart": st.booleans()},
+    ("in_place", "output"): {},
     ("in_place", "input"): {},
     ("in_place", "kernel"): {},
     ("fft", "output"): {"double": st.booleans()},
