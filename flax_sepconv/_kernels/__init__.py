@@ -42,15 +42,7 @@ def depthwise(
 
 
 def separable(
-    x,
-    depthwise_kernel,
-    pointwise_kernel,
-    bias,
-    window: Window,
-    *,
-    channel_axis: int = -1,
-    runs=None,
-    **params,
+    x, depthwise_kernel, pointwise_kernel, bias, window: Window, *, channel_axis=-1, runs=None, **params
 ) -> jax.Array:
     """Computes both steps. No derivative stores the array between them.
 

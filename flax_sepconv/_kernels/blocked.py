@@ -20,7 +20,7 @@ def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> j
     """
     size, channels = kernel.shape
     blocks = xla.unfused(_blocks)(x, window=window, lanes=lanes)
-    by_block = _fill(kernel, lanes).reshape(size, -1, lanes)
+    by_block = taps.pad(kernel, 0, -channels % lanes).reshape(size, -1, lanes)
     steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation, "time": 2}
     if size <= most:
         total = xla.unfused(taps.sums)(blocks, by_block, **steps)
@@ -54,19 +54,11 @@ def _more(total, blocks, kernel, **steps: int) -> jax.Array:
 
 def _blocks(x, *, window: Window, lanes: int) -> jax.Array:
     """Lays out all samples that are read, `(N, L, C)`, as `(N, blocks, rows, lanes)`."""
-    x = _fill(x, lanes)
+    x = taps.pad(x, 0, -x.shape[2] % lanes, axis=2)
     x = x.reshape(*x.shape[:2], x.shape[2] // lanes, lanes).swapaxes(1, 2)
-    after = window.samples - window.low - x.shape[2]
-    config = [(0, 0, 0), (0, 0, 0), (window.low, after, 0), (0, 0, 0)]
-    return lax.pad(x, lax.full_like(x, 0, shape=()), config)
+    return taps.pad(x, window.low, window.samples - window.low - x.shape[2], axis=2)
 
 
 def _channels(blocks, *, channels: int) -> jax.Array:
     """Maps `(N, blocks, O, lanes)` to `(N, O, C)`."""
     return lax.slice_in_dim(lax.collapse(blocks.swapaxes(1, 2), 2), 0, channels, 1, 2)
-
-
-def _fill(array, lanes: int) -> jax.Array:
-    """Pads the channels with zeros to whole blocks."""
-    config = [(0, 0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % lanes, 0)]
-    return lax.pad(array, lax.full_like(array, 0, shape=()), config)

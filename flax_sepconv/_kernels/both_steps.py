@@ -13,8 +13,7 @@ output     (N, O, F)    batch, length, filter
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +40,7 @@ def compute(slots, *, platform: str | None, sharded: bool, **params) -> jax.Arra
 
 
 def _steps(
-    slots: Mapping[str, Any],
-    *,
-    result: str,
-    contract: Callable,
-    precision,
-    platform: str | None = None,
-    **params,
+    slots, *, result: str, contract: Callable, precision, platform: str | None = None, **params
 ) -> jax.Array:
     def step(result: str, *given: str, **more) -> jax.Array:
         arrays = {slot: slots[slot] for slot in (*given, "runs") if slot in slots} | more

@@ -14,7 +14,7 @@ every array has an axis that a `vmap` can fold into: batched inputs are a larger
 multipliers, and where all three are batched there are more groups.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,15 +31,7 @@ PACKED_AXES = AXES | {"runs": "gnl"}
 
 
 def compute(
-    slots: Mapping[str, Any],
-    *,
-    result: str,
-    platform,
-    sharded: bool,
-    window: Window,
-    precision,
-    implementation,
-    grouped: bool = True,
+    slots, *, result: str, platform, sharded: bool, window: Window, precision, implementation, grouped=True
 ) -> jax.Array:
     """Computes the contraction on a platform from the arrays that are given; `grouped` if they have the first axis."""
     given = [slot for slot in PACKED_AXES if slot in slots]

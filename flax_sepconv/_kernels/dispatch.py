@@ -94,7 +94,8 @@ TUNINGS: dict[str | None, Tuning] = {
 }
 
 
-PACKED = {"width": 32, "block": 8}
+PACKED = {"width": 32}
+PACKED_KERNEL = {**PACKED, "block": 8}
 """For packed rows: taps in one sum, at most, and time steps in a block of the kernel's gradient, at least."""
 
 
@@ -124,7 +125,7 @@ def plan(
     one form only.
     """
     if is_packed:
-        return Plan("packed", PACKED)
+        return Plan("packed", PACKED_KERNEL if result == "kernel" else PACKED)
     tuning = TUNINGS.get(platform)
     if implementation is None and tuning and not export.is_symbolic_dim(window.length):
         many = window.kernel_size >= tuning.fourier_from(result, window, channels)

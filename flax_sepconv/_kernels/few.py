@@ -70,7 +70,7 @@ def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
     for t in range(window.kernel_size):
         first, stop = window.inside(t)
         product = _met(x, window, t) * lax.slice_in_dim(cotangent, first, stop, 1, 1)
-        product = _padded(product, first, outputs - stop + -outputs % block)
+        product = taps.pad(product, first, outputs - stop + -outputs % block)
         products.append(product.reshape(product.shape[0], -1, block, product.shape[2]))
     zeros = [lax.full_like(x, 0, shape=())] * len(products)
     return lax.reduce(products, zeros, lambda a, b: [*map(lax.add, a, b)], (2,))
@@ -83,7 +83,3 @@ def _met(x, window: Window, t: int, ops=lax) -> Any:
     start = first * window.strides + t * window.dilation - window.low if first < stop else 0
     last = start + (stop - first - 1) * window.strides + 1 if first < stop else 0
     return ops.slice(x, (0, start, 0), (batch, last, channels), (1, window.strides, 1))
-
-
-def _padded(x, before: int, after: int) -> jax.Array:
-    return lax.pad(x, lax.full_like(x, 0, shape=()), [(0, 0, 0), (before, after, 0), (0, 0, 0)])

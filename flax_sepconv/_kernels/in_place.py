@@ -31,7 +31,7 @@ def output(x, kernel, window: Window) -> jax.Array:
 def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
     """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
     if window.strides > 1:
-        return taps.strided_input_gradient(kernel, cotangent, window=window, flat=False)
+        return taps.strided_input_gradient(kernel, cotangent, window=window)
     return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
 
 
@@ -50,4 +50,4 @@ def _samples_read(x, window: Window, start: int, stop: int) -> jax.Array:
     last = (stop - 1) * window.strides - window.low + window.span
     inside = lax.slice_in_dim(x, min(max(first, 0), window.length), min(max(last, 0), window.length), 1, 1)
     before, after = max(-first, 0), max(last - window.length, 0)
-    return taps.pad(inside, min(before, last - first), min(after, last - first), flat=False)
+    return taps.pad(inside, min(before, last - first), min(after, last - first))

@@ -19,17 +19,15 @@ _READS_NONE, _WRITES_NONE, _OUTSIDE = -1, -2, -3
 """Run numbers that equal no other."""
 
 
-def output(x, kernel, window: Window, *, runs, width: int, block: int) -> jax.Array:
+def output(x, kernel, window: Window, *, runs, width: int) -> jax.Array:
     """Maps `(N, L, C)`, `(K, C)` and runs `(N, L)` to `(N, L, C)`, as sums of at most `width` taps."""
-    del block
-    reads, writes = jnp.where(runs > 0, runs, _READS_NONE), jnp.where(runs > 0, runs, _WRITES_NONE)
+    reads, writes = _readers_and_writers(runs)
     return _output(x, kernel, window, reads, writes, width)
 
 
-def input_gradient(kernel, cotangent, window: Window, *, runs, width: int, block: int) -> jax.Array:
+def input_gradient(kernel, cotangent, window: Window, *, runs, width: int) -> jax.Array:
     """Maps `(K, C)`, `(N, L, C)` and runs `(N, L)` to `(N, L, C)`."""
-    del block
-    reads, writes = jnp.where(runs > 0, runs, _READS_NONE), jnp.where(runs > 0, runs, _WRITES_NONE)
+    reads, writes = _readers_and_writers(runs)
     return _output(cotangent, lax.rev(kernel, (0,)), window.transposed(), writes, reads, width)
 
 
@@ -43,10 +41,10 @@ def kernel_gradient(x, cotangent, window: Window, *, runs, width: int, block: in
     rows = (parts * width + (count + 1) * block) * dilation
 
     def in_rows(array, before: int, total: int, value) -> jax.Array:
-        array = _padded(array, before, total - before - length, value)
+        array = taps.pad(array, before, total - before - length, value)
         return array.reshape(batch, total // dilation, -1)
 
-    reads, writes = jnp.where(runs > 0, runs, _READS_NONE), jnp.where(runs > 0, runs, _WRITES_NONE)
+    reads, writes = _readers_and_writers(runs)
     of_reads = in_rows(x, window.low, rows, 0), in_rows(reads, window.low, rows, _OUTSIDE)
     of_writes = (
         in_rows(cotangent, 0, count * block * dilation, 0),
@@ -58,13 +56,18 @@ def kernel_gradient(x, cotangent, window: Window, *, runs, width: int, block: in
     return lax.reduce_sum(gradient.reshape(-1, dilation, channels), (1,))[: window.kernel_size]
 
 
+def _readers_and_writers(runs) -> list[jax.Array]:
+    """Returns the run that each time step is read in, and the one that it writes to."""
+    return [jnp.where(runs > 0, runs, none) for none in (_READS_NONE, _WRITES_NONE)]
+
+
 def _output(x, kernel, window: Window, reads, writes, width: int) -> jax.Array:
     parts = -(-window.kernel_size // width)
     width = -(-window.kernel_size // parts)
     missing = parts * width - window.kernel_size
-    kernel = lax.pad(kernel, lax.full_like(kernel, 0, shape=()), [(0, missing, 0), (0, 0, 0)])
+    kernel = taps.pad(kernel, 0, missing, axis=0)
     after = window.high + missing * window.dilation
-    x, reads = _padded(x, window.low, after, 0), _padded(reads, window.low, after, _OUTSIDE)
+    x, reads = taps.pad(x, window.low, after), taps.pad(reads, window.low, after, _OUTSIDE)
     part = xla.unfused(_sum)
     if parts == 1:
         return part(x, reads, writes, kernel, dilation=window.dilation)
@@ -112,10 +115,3 @@ def _from(array, start: int, length, *first) -> jax.Array:
     if first:
         return lax.dynamic_slice_in_dim(array, first[0] + start, length, 1)
     return lax.slice_in_dim(array, start, start + length, 1, 1)
-
-
-def _padded(array, before: int, after, value) -> jax.Array:
-    if isinstance(after, int) and before == after == 0:
-        return array
-    config = [(0, 0, 0), (before, after, 0), *[(0, 0, 0)] * (array.ndim - 2)]
-    return lax.pad(array, lax.full_like(array, value, shape=()), config)

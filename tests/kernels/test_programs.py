@@ -97,7 +97,13 @@ def test_few_taps_copy_nothing(kernel_size, options):
 
 @pytest.mark.parametrize(
     ("kernel_size", "options"),
-    [(3, {}), (8, {"padding": "causal"}), (7, {"dilation_rate": 8}), (17, {"strides": 4}), (33, {"padding": "valid"})],
+    [
+        (3, {}),
+        (8, {"padding": "causal"}),
+        (7, {"dilation_rate": 8}),
+        (17, {"strides": 4}),
+        (33, {"padding": "valid"}),
+    ],
 )
 def test_an_output_of_few_shifts_copies_no_input(kernel_size, options):
     def temporary_bytes(implementation):
