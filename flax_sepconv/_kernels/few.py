@@ -1,13 +1,14 @@
 """Few shifts on CPUs: nothing is copied, because products are padded within the sum.
 
-Taps that meet the sequence at the same outputs are padded as one. At stride 1 each tap has a shift of its own; with
-strides, about as many taps as a stride has samples share one.
+Taps that meet the sequence at the same outputs are padded as one. At stride 1 each tap has a shift of its own. Up to 8
+of them LLVM finds fast loops; with more it tests in the inner loop whether each product is padding: 6 times slower.
 
-Up to 8 shifts, LLVM makes loops of their own for the outputs that read padding. With more it gives up, and tests in the
-inner loop whether each product is padding: 6 times slower.
+With strides, several taps share a shift, and the tests must be nested: the sum of a shift is padded to the outputs of
+the next one and added to it, and so on.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,16 +51,33 @@ def _output(x, kernel, *, window: Window) -> jax.Array:
 @xla.emitted
 def _sum(ops, x, kernel, zero, *, shape, window: Window):
     batch, outputs, channels = shape
-    terms, kernel = [], ops.reshape(kernel, (window.kernel_size * channels,))
-    for (first, stop), group in itertools.groupby(range(window.kernel_size), window.inside):
-        products = []
-        for t in group:
-            tap = ops.slice(kernel, (t * channels,), ((t + 1) * channels,), (1,))
-            tap = ops.broadcast_in_dim(tap, (batch, stop - first, channels), (2,))
-            products.append(ops.mul(_met(x, window, t, ops), tap))
-        padding = [(0, 0, 0), (first, outputs - stop, 0), (0, 0, 0)]
-        terms.append(ops.pad(taps.summed(products, ops), zero, padding))
-    return taps.summed(terms, ops)
+    kernel = ops.reshape(kernel, (window.kernel_size * channels,))
+
+    def padded(array, before: int, after: int):
+        return ops.pad(array, zero, [(0, 0, 0), (before, after, 0), (0, 0, 0)])
+
+    def product(t: int, count: int):
+        tap = ops.slice(kernel, (t * channels,), ((t + 1) * channels,), (1,))
+        return ops.mul(_met(x, window, t, ops), ops.broadcast_in_dim(tap, (batch, count, channels), (2,)))
+
+    sums = {
+        (first, stop): taps.summed([product(t, stop - first) for t in same], ops)
+        for (first, stop), same in itertools.groupby(range(window.kernel_size), window.inside)
+    }
+    if window.strides > 1:
+        sums = _nested(sums, padded, ops)
+    return taps.summed([padded(total, first, outputs - stop) for (first, stop), total in sums.items()], ops)
+
+
+def _nested(sums: dict, padded: Callable, ops) -> dict:
+    """Adds sums over ranges of outputs to sums over wider ranges, until no range is within another."""
+    rest: dict[tuple[int, int], Any] = {}
+    for (first, stop), total in sorted(sums.items(), key=lambda item: item[0][1] - item[0][0]):
+        inner = next((part for part in rest if first <= part[0] and part[1] <= stop), None)
+        if inner:
+            total = ops.add(total, padded(rest.pop(inner), inner[0] - first, stop - inner[1]))
+        rest[first, stop] = total
+    return rest
 
 
 def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
