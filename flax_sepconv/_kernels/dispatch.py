@@ -112,12 +112,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    result: str,
-    window: Window,
-    channels: int,
-    platform: str | None,
-    implementation: str | None = None,
-    is_packed: bool = False,
+    result: str, window: Window, channels: int, platform: str | None, implementation=None, is_packed=False
 ) -> Plan:
     """Chooses the form that computes the slot `result` on a platform; `channels` are the depthwise output's.
 
