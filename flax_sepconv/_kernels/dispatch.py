@@ -44,7 +44,7 @@ class CPUTuning(Tuning):
     """The numbers of a CPU."""
 
     fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
-    few: int  # shifts up to which nothing is copied for the output and the input's gradient
+    few: int  # shifts (`few.shifts`) up to which nothing is copied for the output and the input's gradient
     few_kernel: int  # taps up to which nothing is copied for the kernel's gradient,
     few_block: int  # in blocks of at least this many outputs
     width: int  # taps in one sum of `kernel_gradient`, at most
