@@ -208,6 +208,17 @@ def test_a_nan_stays_in_its_run():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("kernel_size", [5, 33])  # one sum, and two whose last repeats a tap
+def test_a_nan_reaches_no_output_before_it(kernel_size):
+    config = Config(3, kernel_size, padding="causal")
+    ids = np.ones((1, 60), int)
+    params, x = arrays(config, ids)
+    y = fsc.separable_conv1d(params, jnp.asarray(x).at[0, 20].set(jnp.nan), config, segment_ids=ids * 7)
+    assert np.isfinite(y[0, :20]).all()
+    assert np.isfinite(y[0, 20 + kernel_size :]).all()
+    assert np.isnan(y[0, 20 : 20 + kernel_size]).all()
+
+
 def test_left_padding_is_a_mask_and_ids_may_be_of_any_integers():
     config = Config(3, 3, padding="same", activation="relu")
     params, x = arrays(config, IDS)

@@ -12,40 +12,30 @@ from flax_sepconv._kernels import taps, xla
 from flax_sepconv._window import Window
 
 
-def output(x, kernel, window: Window, *, lanes: int, most: int, piece: int) -> jax.Array:
+def output(x, kernel, *, window: Window, lanes: int, most: int, piece: int) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`.
 
-    A block has `lanes` channels. Up to `most` taps are one sum. More are a loop over sums of about `piece` taps,
+    A block has `lanes` channels. Up to `most` taps are one sum. More are a loop over sums of at most `piece` taps,
     because XLA does not vectorize a sum of 125.
     """
     size, channels = kernel.shape
-    blocks = xla.unfused(_blocks)(x, window=window, lanes=lanes)
+    blocks = xla.unfused(_blocks)(taps.copied(x, channels), window=window, lanes=lanes)
     by_block = taps.pad(kernel, 0, -channels % lanes).reshape(size, -1, lanes)
     steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation, "time": 2}
     if size <= most:
         total = xla.unfused(taps.sums)(blocks, by_block, **steps)
         return xla.unfused(_channels)(total, channels=channels)
-    pieces = -(-size // piece)
-    width = -(-size // pieces)
-    # The last piece reads some samples again, with taps of zero: a NaN beyond a window would reach an output.
-    rest = width * (pieces - 1)
-    zeros = lax.full_like(by_block, 0, shape=(pieces * width - size, *by_block.shape[1:]))
-    by_block = lax.concatenate([by_block[:rest], zeros, by_block[rest:]], 0)
+    pieces = taps.pieces(by_block, piece)
+    width = pieces.shape[1]
     reach = (window.output_length - 1) * window.strides + (width - 1) * window.dilation + 1
 
     def step(i, total):
         first = lax.min(i * width, size - width) * window.dilation
         some = lax.dynamic_slice_in_dim(blocks, first, reach, 2)
-        of_piece = lax.dynamic_slice_in_dim(by_block, i * width, width, 0)
-        return xla.unfused(_more)(total, some, of_piece, **steps)
+        return xla.unfused(_more)(total, some, lax.dynamic_index_in_dim(pieces, i, keepdims=False), **steps)
 
     total = lax.full_like(blocks, 0, shape=(*blocks.shape[:2], window.output_length, lanes))
-    return xla.unfused(_channels)(lax.fori_loop(0, pieces, step, total), channels=channels)
-
-
-def input_gradient(kernel, cotangent, window: Window, **sizes: int) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
-    return output(cotangent, lax.rev(kernel, (0,)), window.transposed(), **sizes)
+    return xla.unfused(_channels)(lax.fori_loop(0, len(pieces), step, total), channels=channels)
 
 
 def _more(total, blocks, kernel, **steps: int) -> jax.Array:

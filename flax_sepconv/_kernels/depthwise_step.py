@@ -41,7 +41,8 @@ def compute(
     def one(a, b, *runs):
         # float16 and bfloat16 are multiplied and accumulated in float32, where their products are exact.
         wide_a, wide_b = a.astype(wide(a.dtype)), b.astype(wide(b.dtype))
-        return dispatch.contraction(plan, result, wide_a, wide_b, window, precision, *runs).astype(a.dtype)
+        more = {"window": window, "precision": precision}
+        return dispatch.contraction(plan, result, wide_a, wide_b, *runs, **more).astype(a.dtype)
 
     def groups(*arrays):
         if arrays[0].shape[0] == 1:

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import export, lax
 
 from flax_sepconv._kernels import blocked, few, fft, in_place, kernel_gradient, packed, taps, xla_conv
@@ -31,8 +30,8 @@ IMPLEMENTATIONS = ("taps", "fourier", "lax")
 class Tuning:
     """The numbers of a platform; docs/performance.md says what each buys."""
 
-    fft_from: int  # taps from which transforms are faster for the output and the input's gradient
-    fft_kernel_from: int  # the same for the kernel's gradient
+    fft_from: int = 80  # taps from which transforms are faster for the output and the input's gradient
+    fft_kernel_from: int = 20  # the same for the kernel's gradient
 
     def fourier_from(self, result: str, window: Window, channels: int) -> int:
         """Returns the number of taps from which transforms are faster for a contraction."""
@@ -43,27 +42,27 @@ class Tuning:
 class CPUTuning(Tuning):
     """The numbers of a CPU."""
 
-    fft_unblocked_from: int  # upper bound of `fourier_from` where channels are not computed in blocks
-    few: int  # shifts (`few.shifts`) up to which nothing is copied for the output and the input's gradient
-    few_kernel: int  # taps up to which nothing is copied for the kernel's gradient,
-    few_block: int  # in blocks of at least this many outputs
-    width: int  # taps in one sum of `kernel_gradient`, at most
-    block: int  # outputs in one block of `kernel_gradient`, about
-    lanes: int  # channels in a block of `blocked`, and the fewest channels that it is used for
-    blocked_from: int  # taps from which `blocked` is faster,
-    blocked_floats: int  # if the kernel has at least this many entries: too many for L1 cache
-    blocked_most: int  # taps above which `blocked` is always faster, in a loop over sums
-    piece: int  # taps in one sum of that loop, about
-    parts: int  # number of sums that the pointwise kernel's gradient is split into, about,
-    parts_most: int  # if it has at most this many entries
+    fft_from: int = 500
+    fft_kernel_from: int = 64
+    fft_unblocked_from: int = 120  # upper bound of `fourier_from` unless channels are computed in blocks
+    few: int = 8  # shifts (`few.shifts`) up to which the output and the input's gradient copy nothing
+    few_kernel: int = 5  # taps up to which the kernel's gradient copies nothing,
+    few_block: int = 8  # in blocks of at least this many outputs
+    width: int = 20  # taps in one sum of `kernel_gradient`, at most
+    block: int = 16  # outputs in one block of `kernel_gradient`, about
+    lanes: int = 8  # channels in a block of `blocked`, and the fewest channels that it is used for
+    blocked_from: int = 24  # taps from which `blocked` is faster,
+    blocked_floats: int = 7168  # if the kernel has at least this many entries: too many for L1 cache
+    blocked_most: int = 96  # taps above which `blocked` is always faster, in a loop over sums
+    piece: int = 32  # taps in one sum of that loop, and in one over packed rows, at most
+    parts: int = 16  # number of sums that the pointwise kernel's gradient is split into, about,
+    parts_most: int = 8192  # if it has at most this many entries
 
     def is_blocked(self, result: str, window: Window, channels: int) -> bool:
         """Returns whether blocks of channels are faster than one sum over all channels."""
         size = window.kernel_size
         far = size >= self.blocked_from and size * channels >= self.blocked_floats
-        strided = result == "input" and window.strides > 1
-        many = far or size > self.blocked_most
-        return many and channels >= self.lanes and result != "kernel" and not strided
+        return result == "output" and channels >= self.lanes and (far or size > self.blocked_most)
 
     def fourier_from(self, result: str, window: Window, channels: int) -> int:
         """Returns a number that grows with strides, which leave fewer products to sum but transforms as long."""
@@ -71,32 +70,7 @@ class CPUTuning(Tuning):
         return taps if self.is_blocked(result, window, channels) else min(taps, self.fft_unblocked_from)
 
 
-TUNINGS: dict[str | None, Tuning] = {
-    "cpu": CPUTuning(
-        fft_from=500,
-        fft_kernel_from=64,
-        fft_unblocked_from=120,
-        few=8,
-        few_kernel=5,
-        few_block=8,
-        width=20,
-        block=16,
-        blocked_from=24,
-        blocked_floats=7168,
-        lanes=8,
-        blocked_most=96,
-        piece=32,
-        parts=16,
-        parts_most=8192,
-    ),
-    "cuda": Tuning(fft_from=80, fft_kernel_from=20),
-    "rocm": Tuning(fft_from=80, fft_kernel_from=20),
-}
-
-
-PACKED = {"width": 32}
-PACKED_KERNEL = {**PACKED, "block": 8}
-"""For packed rows: taps in one sum, at most, and time steps in a block of the kernel's gradient, at least."""
+TUNINGS: dict[str | None, Tuning] = {"cpu": CPUTuning(), "cuda": Tuning(), "rocm": Tuning()}
 
 
 class Plan(NamedTuple):
@@ -117,10 +91,13 @@ def plan(
     """Chooses the form that computes the slot `result` on a platform; `channels` are the depthwise output's.
 
     `implementation` is one of `IMPLEMENTATIONS`, or `None` for the form that was measured as fastest. Packed rows have
-    one form only.
+    one form only, on every platform.
     """
     if is_packed:
-        return Plan("packed", PACKED_KERNEL if result == "kernel" else PACKED)
+        width = {"width": CPUTuning.piece}
+        return Plan("packed", width | {"block": CPUTuning.few_block} if result == "kernel" else width)
+    if result == "input" and window.strides == 1:
+        result, window = "output", window.transposed()
     tuning = TUNINGS.get(platform)
     if implementation is None and tuning and not export.is_symbolic_dim(window.length):
         many = window.kernel_size >= tuning.fourier_from(result, window, channels)
@@ -131,18 +108,17 @@ def plan(
         return Plan("fft", {"double": True} if platform == "cpu" and result != "kernel" else {})
     if not isinstance(tuning, CPUTuning):
         return Plan("in_place")
-    sums = {"width": tuning.width, "block": tuning.block}
-    strided, size = window.strides > 1, window.kernel_size
+    blocks = {"width": tuning.width, "block": tuning.block}
     if result == "kernel":
-        is_few = size <= tuning.few_kernel
-        return Plan("few", {"block": tuning.few_block}) if is_few else Plan("kernel_gradient", sums)
+        is_few = window.kernel_size <= tuning.few_kernel
+        return Plan("few", {"block": tuning.few_block}) if is_few else Plan("kernel_gradient", blocks)
     if tuning.is_blocked(result, window, channels):
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
-    if few.shifts(window) <= tuning.few and not (result == "input" and strided):
+    if result == "output" and few.shifts(window) <= tuning.few:
         return Plan("few")
-    # The copy is shared with the kernel's gradient, so it has the time steps that this reads.
-    read = window.transposed() if result == "input" and not strided else window
-    return Plan("taps", {"rows": kernel_gradient.rows_read(read, **sums)})
+    # The copy of the cotangent is shared with the kernel's gradient, so it has the time steps that this reads.
+    rows = {"rows": kernel_gradient.rows_read(window, **blocks)} if result == "output" else {}
+    return Plan("taps", rows)
 
 
 def parts(entries: int, platform: str | None) -> int:
@@ -157,24 +133,25 @@ _MODULES = (few, taps, blocked, kernel_gradient, in_place, packed, fft, xla_conv
 FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
 
-_NATIVE = (fft.output, fft.input_gradient, fft.kernel_gradient, xla_conv.output)
-"""Functions that know multipliers. For the others, each channel is repeated `depth_multiplier` times."""
 
-
-def contraction(plan: Plan, result: str, a, b, window: Window, precision, runs=None) -> jax.Array:
+def contraction(plan: Plan, result: str, a, b, *runs, window: Window, precision) -> jax.Array:
     """Computes `plan` from two of the arrays `(N, L, C)`, `(K, C, M)` and `(N, O, C, M)`, and from runs `(N, L)`."""
-    form = getattr(FORMS[plan.form], {"output": "output"}.get(result, f"{result}_gradient"))
-    more = {"xla_conv": {"precision": precision}, "packed": {"runs": runs}}
-    sizes = {**plan.sizes, **more.get(plan.form, {})}
-    if form in _NATIVE:
-        return form(a, b, window, **sizes)
+    module, name = FORMS[plan.form], "output" if result == "output" else f"{result}_gradient"
+    sizes = {"window": window, **plan.sizes}
+    if plan.form == "fft":
+        return getattr(fft, name)(a, b, **sizes)
+    if plan.form == "xla_conv":
+        return getattr(xla_conv, name)(a, b, precision=precision, **sizes)
+    # The other forms repeat each channel for its multipliers.
     channels, multiplier = b.shape[-2:]
     b = b.reshape(*b.shape[:-2], channels * multiplier)
     if result == "input":
-        gradient = form(a.reshape(*a.shape[:-2], channels * multiplier), b, window, **sizes)
+        a = a.reshape(a.shape[0], channels * multiplier)
+        if window.strides > 1:
+            gradient = module.input_gradient(a, b, **sizes)
+        else:  # the output for the cotangent and the kernel reversed
+            gradient = module.output(b, lax.rev(a, (0,)), *runs, **sizes | {"window": window.transposed()})
         each = gradient.reshape(*gradient.shape[:2], channels, multiplier)
         return functools.reduce(lax.add, [each[..., m] for m in range(multiplier)])
-    if multiplier > 1:
-        a = jnp.repeat(a, multiplier, 2)
-    out = form(a, b, window, **sizes)
+    out = getattr(module, name)(a, b, *runs, **sizes)
     return out.reshape(*out.shape[:-1], channels, multiplier)

@@ -23,29 +23,25 @@ def shifts(window: Window) -> int:
     return len({window.inside(t) for t in range(window.kernel_size)})
 
 
-def output(x, kernel, window: Window) -> jax.Array:
+def output(x, kernel, *, window: Window) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`."""
-    return xla.unfused(_output)(x, kernel, window=window)
-
-
-def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`, at stride 1."""
-    return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
-
-
-def kernel_gradient(x, cotangent, window: Window, *, block: int) -> jax.Array:
-    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`: one variadic reduction over blocks of at least `block` outputs.
-
-    Where taps and outputs per block are few, LLVM unrolls it, and each sample is read once for all taps.
-    """
-    sums = xla.unfused(_block_sums)(x, cotangent, window=window, block=block)
-    flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # XLA may copy one of rows
-    return flat.reshape(-1, x.shape[2])
+    return xla.unfused(_output)(taps.copied(x, kernel.shape[1]), kernel, window=window)
 
 
 def _output(x, kernel, *, window: Window) -> jax.Array:
     shape = (x.shape[0], window.output_length, x.shape[2])
     return _sum(x, kernel, lax.full_like(x, 0, shape=()), shape=shape, window=window)
+
+
+def kernel_gradient(x, cotangent, *, window: Window, block: int) -> jax.Array:
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`: one variadic reduction over blocks of at least `block` outputs.
+
+    Where taps and outputs per block are few, LLVM unrolls it, and each sample is read once for all taps.
+    """
+    x = taps.copied(x, cotangent.shape[2])
+    sums = xla.unfused(_block_sums)(x, cotangent, window=window, block=block)
+    flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # XLA may copy one of rows
+    return flat.reshape(-1, x.shape[2])
 
 
 @xla.emitted

@@ -18,41 +18,41 @@ from jax import lax
 from flax_sepconv._window import Window
 
 
-def _in_double(function: Callable) -> Callable:
+def _with_casts(function: Callable) -> Callable:
     """Adds an argument `double` for computing in float64, which takes 1.3 to 1.6 times as long on a CPU."""
 
     @functools.wraps(function)
-    def call(a, b, window: Window, *, double: bool = False) -> jax.Array:
-        if not double:
-            return function(a, b, window)
+    def call(a, b, *, window: Window, double: bool = False) -> jax.Array:
+        dtype = jnp.float64 if double else a.dtype
         with jax.enable_x64(True):
-            return function(a.astype(jnp.float64), b.astype(jnp.float64), window).astype(a.dtype)
+            return function(a.astype(dtype), b.astype(dtype), window, _transform_length(window)).astype(
+                a.dtype
+            )
 
     return call
 
 
-@_in_double
-def output(x, kernel, window: Window) -> jax.Array:
+@_with_casts
+def output(x, kernel, window: Window, n: int) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
-    n = _transform_length(window)
-    product = _transform(x, n)[:, None] * jnp.conj(_kernel(kernel, window, n))[None]
-    y = _inverse(product, n, -window.low, _dense_length(window))[..., :: window.strides]
-    return jnp.transpose(y, (0, 3, 2, 1))
+    x, kernel = _spectrum(x[..., None], n), _spectrum(kernel[None], n, window.dilation)
+    y = _inverse(x * jnp.conj(kernel), n, -window.low, _dense_length(window))
+    return jnp.swapaxes(y[..., :: window.strides], 1, 3)
 
 
-@_in_double
-def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
+@_with_casts
+def input_gradient(kernel, cotangent, window: Window, n: int) -> jax.Array:
     """Maps `(K, C, M)` and `(N, O, C, M)` to `(N, L, C)`."""
-    n = _transform_length(window)
-    product = jnp.sum(_cotangent(cotangent, window, n) * _kernel(kernel, window, n)[None], 1)
-    return _inverse(product, n, window.low, window.length).swapaxes(1, 2)
+    cotangent, kernel = _spectrum(cotangent, n, window.strides), _spectrum(kernel[None], n, window.dilation)
+    return _inverse(jnp.sum(cotangent * kernel, 1), n, window.low, window.length).swapaxes(1, 2)
 
 
-def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
+@_with_casts
+def kernel_gradient(x, cotangent, window: Window, n: int) -> jax.Array:
     """Maps `(N, L, C)` and `(N, O, C, M)` to `(K, C, M)`."""
-    n = _transform_length(window)
-    product = jnp.sum(_transform(x, n)[:, None] * jnp.conj(_cotangent(cotangent, window, n)), 0)
-    return jnp.transpose(_inverse(product, n, -window.low, window.span)[..., :: window.dilation], (2, 1, 0))
+    x, cotangent = _spectrum(x[..., None], n), _spectrum(cotangent, n, window.strides)
+    gradient = _inverse(jnp.sum(x * jnp.conj(cotangent), 0), n, -window.low, window.span)
+    return jnp.swapaxes(gradient[..., :: window.dilation], 0, 2)
 
 
 def _dense_length(window: Window) -> int:
@@ -67,26 +67,12 @@ def _transform_length(window: Window) -> int:
     return int(fft.next_fast_len(least, real=True))  # pyright: ignore[reportArgumentType]
 
 
-def _transform(x, n: int) -> jax.Array:
-    """Maps `(N, L, C)` to `(N, C, f)`."""
-    return jnp.fft.rfft(x.swapaxes(1, 2), n)
-
-
-def _kernel(kernel, window: Window, n: int) -> jax.Array:
-    """Maps `(K, C, M)` to `(M, C, f)`."""
-    return jnp.fft.rfft(_spread(jnp.transpose(kernel, (2, 1, 0)), window.dilation), n)
-
-
-def _cotangent(cotangent, window: Window, n: int) -> jax.Array:
-    """Maps `(N, O, C, M)` to `(N, M, C, f)`."""
-    return jnp.fft.rfft(_spread(jnp.transpose(cotangent, (0, 3, 2, 1)), window.strides), n)
-
-
-def _spread(x, step: int) -> jax.Array:
-    """Puts zeros between the entries along time."""
-    if step == 1:
-        return x
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 1) + [(0, 0, step - 1)])
+def _spectrum(x, n: int, step: int = 1) -> jax.Array:
+    """Maps `(N, time, C, M)`, with `step - 1` zeros between time steps, to `(N, M, C, f)`."""
+    x = jnp.swapaxes(x, 1, 3)
+    if step > 1:
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(0, 0, step - 1)])
+    return jnp.fft.rfft(x, n)
 
 
 def _inverse(spectrum, n: int, start: int, count: int) -> jax.Array:

@@ -10,8 +10,9 @@ from flax_sepconv._kernels import taps
 from flax_sepconv._window import Window
 
 
-def output(x, kernel, window: Window) -> jax.Array:
+def output(x, kernel, *, window: Window) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`."""
+    x = taps.repeated(x, kernel.shape[1])
     steps = {"stride": window.strides, "dilation": window.dilation}
 
     def at_edge(start: int, stop: int) -> list[jax.Array]:
@@ -28,16 +29,14 @@ def output(x, kernel, window: Window) -> jax.Array:
     return lax.concatenate(sums, 1) if len(sums) > 1 else inside
 
 
-def input_gradient(kernel, cotangent, window: Window) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
-    if window.strides > 1:
-        return taps.strided_input_gradient(kernel, cotangent, window=window)
-    return output(cotangent, lax.rev(kernel, (0,)), window.transposed())
+def input_gradient(kernel, cotangent, *, window: Window) -> jax.Array:
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)` at strides above 1."""
+    return taps.sums_of_phases(kernel, cotangent, window=window)
 
 
-def kernel_gradient(x, cotangent, window: Window) -> jax.Array:
+def kernel_gradient(x, cotangent, *, window: Window) -> jax.Array:
     """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`, with one plain reduction for each tap."""
-    x = _samples_read(x, window, 0, window.output_length)
+    x = _samples_read(taps.repeated(x, cotangent.shape[2]), window, 0, window.output_length)
     reach = (window.output_length - 1) * window.strides + 1
     starts = range(0, window.span, window.dilation)
     each = [lax.slice_in_dim(x, t, t + reach, window.strides, 1) * cotangent for t in starts]

@@ -12,10 +12,10 @@ For each `j` all blocks read a slice, so the sum over `j` is one fusion, for as 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax import lax
+from jax import export, lax
 
 from flax_sepconv._kernels import taps, xla
 from flax_sepconv._window import Window
@@ -27,91 +27,108 @@ class Blocks(NamedTuple):
     parts: int
     width: int
     block: int
-    outputs: int  # including those that fill the last block
+    outputs: Any  # including those that fill the last block
 
     @classmethod
     def of(cls, window: Window, width: int, block: int) -> "Blocks":
-        """Returns blocks of about `block` outputs and sums of at most `width` taps, without dilation."""
+        """Returns sums of at most `width` taps over blocks of about `block` outputs, but no fewer than taps.
+
+        With a dilation, an output stands for `dilation` of them.
+        """
+        outputs = -(-window.output_length // window.dilation)
         parts = -(-window.kernel_size // width)
         width = -(-window.kernel_size // parts)
-        outputs = window.output_length
-        sizes = range(max(width, block // 2), max(width, block) * 5 // 4 + 1)
-        # The cost: outputs added to fill blocks, samples read beyond them, and entries written.
-        block = min(sizes, key=lambda n: 2 * (-outputs % n) + n + outputs * width / n)
+        block = max(width, block)
+        if not export.is_symbolic_dim(outputs):
+            sizes = range(max(width, block // 2), block * 5 // 4 + 1)
+            # The cost: a copy if outputs must be added to fill blocks, samples read beyond them, and entries written.
+            block = min(sizes, key=lambda n: outputs * (outputs % n > 0) + n + outputs * width / n)
         return cls(parts, width, block, outputs + -outputs % block)
 
 
 def rows_read(window: Window, **sizes: int) -> int:
-    """Counts the time steps read from the first window's first sample on; `sizes` are those of `kernel_gradient`."""
-    if window.dilation > 1:
-        return rows_read(_folded(window), **sizes) * window.dilation
+    """Counts the time steps read from the first window's first sample on; `sizes` are those of `Blocks`."""
     blocks = Blocks.of(window, **sizes)
-    return (blocks.parts - 1) * blocks.width + (blocks.block - 1 + blocks.outputs) * window.strides
+    rows = (blocks.parts - 1) * blocks.width + (blocks.block - 1 + blocks.outputs) * window.strides
+    return rows * window.dilation
 
 
-def kernel_gradient(x, cotangent, window: Window, *, width: int, block: int) -> jax.Array:
-    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`.
+def kernel_gradient(x, cotangent, *runs, window: Window, **sizes: int) -> jax.Array:
+    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`; `sizes` are those of `Blocks`.
 
-    Each sum has at most `width` taps, over blocks of about `block` outputs, but no fewer outputs than taps.
+    `runs` are the run `(N, L)` of each sample, and again with no run where nothing is written.
     """
-    sizes = {"width": width, "block": block}
-    rows = rows_read(window, **sizes)
-    if window.low or rows > x.shape[1]:
-        x = taps.padded(x, window, rows)
-    batch, outputs, channels = cotangent.shape
-    if window.dilation > 1:  # `dilation` time steps become one step of `dilation * C` channels
-        dilation, window = window.dilation, _folded(window)
-        x = lax.slice_in_dim(x, 0, rows, 1, 1).reshape(batch, rows // dilation, dilation * channels)
-        cotangent = taps.pad(cotangent, 0, window.output_length * dilation - outputs, flat=True)
-        cotangent = cotangent.reshape(batch, window.output_length, dilation * channels)
-        gradient = _over_blocks(x, cotangent, Blocks.of(window, **sizes), 1)
-        return lax.reduce_sum(gradient.reshape(-1, dilation, channels), (1,))[: window.kernel_size]
-    return _over_blocks(x, cotangent, Blocks.of(window, **sizes), window.strides)[: window.kernel_size]
+    dilation, channels, swaps = window.dilation, cotangent.shape[2], window.strides == 1
+    if swaps:
+        # The cotangent is padded instead of the input, as it is for the input's gradient. This reverses the taps.
+        x, cotangent, window = cotangent, x, window.transposed()
+    blocks, count = Blocks.of(window, **sizes), rows_read(window, **sizes)
+
+    def rows(array, channels: int, before: int, count: int, value: int = 0) -> jax.Array:
+        """Pads to `count` time steps, or leaves more, of which `dilation` become one: `(N, rows, dilation * C)`."""
+        after = count - before - array.shape[1]
+        array = taps.copied(array, channels, before, after if swaps else max(after, 0), value)
+        count = array.shape[1] // dilation
+        return lax.slice_in_dim(array, 0, count * dilation, axis=1).reshape(array.shape[0], count, -1)
+
+    outputs = blocks.outputs * dilation
+    arrays = [rows(x, channels, window.low, count), rows(cotangent, channels, 0, outputs)]
+    if runs:  # as one channel; outputs that fill the last block are in none
+        arrays += [rows(runs[0], 1, window.low, count), rows(runs[1], 1, 0, outputs, -1)]
+    static = {"blocks": blocks, "stride": window.strides, "packed": bool(runs), "reverse": swaps}
+    part = functools.partial(xla.unfused(_part), *arrays, **static)
+    first = [()] if blocks.parts == 1 else [(xla.opaque(i * blocks.width),) for i in range(blocks.parts)]
+    parts = [part(*at) for at in first]
+    gradient = lax.concatenate(parts[::-1] if swaps else parts, 0)
+    size = window.kernel_size * dilation * channels
+    gradient = gradient[-size:] if swaps else gradient[:size]
+    return lax.reduce_sum(gradient.reshape(-1, dilation, channels), (1,))
 
 
-def _folded(window: Window) -> Window:
-    """Returns the window after `dilation` time steps are folded into one; strides are 1."""
-    outputs = -(-window.output_length // window.dilation)
-    return Window(outputs + window.kernel_size - 1, window.kernel_size, 1, 1, 0, 0)
-
-
-def _over_blocks(x, cotangent, blocks: Blocks, stride: int) -> jax.Array:
-    """Computes `(parts * width, C)` from all samples from the first window's first on."""
-    g = taps.pad(cotangent, 0, blocks.outputs - cotangent.shape[1], flat=True)
-    part = functools.partial(xla.unfused(_part), x, g, blocks=blocks, stride=stride)
-    if blocks.parts == 1:
-        return part().reshape(-1, x.shape[2])
-    parts = [part(xla.opaque(i * blocks.width)) for i in range(blocks.parts)]
-    return lax.concatenate(parts, 0).reshape(-1, x.shape[2])
-
-
-def _part(x, g, *first, blocks: Blocks, stride: int) -> jax.Array:
+def _part(x, g, *more, blocks: Blocks, **static) -> jax.Array:
     """Computes `(width * C)` for the taps from `first` on. It is flat, or XLA would copy it into another order."""
     shape = (x.shape[0], blocks.outputs // blocks.block, blocks.width, x.shape[2])
+    zero = lax.full_like(x, 0, shape=())
     # A call of its own, or XLA would fuse the products with the reduction.
-    sums = xla.unfused(_sums)(x, g, *first, shape=shape, block=blocks.block, stride=stride)
+    sums = xla.unfused(_sums)(x, g, zero, *more, shape=shape, block=blocks.block, **static)
     return lax.collapse(lax.reduce_sum(sums, (0, 1)), 0)
 
 
 @xla.emitted
-def _sums(ops, x, g, *first, shape, block: int, stride: int):
+def _sums(ops, x, g, zero, *more, shape, block: int, stride: int, packed: bool, reverse: bool):
     """Maps `(N, rows, C)` and `(N, outputs, C)` to `(N, blocks, width, C)`.
 
-    A first tap that XLA does not know is a dynamic slice for each output of a block; none of these is written.
+    `more` are the runs of both, if rows are packed, and the first tap, if XLA must not know it. That is a dynamic
+    slice for each output of a block; none of these is written.
     """
-    batch, count, width, channels = shape
-    rows = (batch, count * block * stride, channels)
-    g = ops.reshape(g, (batch, count, block * channels))
-    terms = []
-    for j in range(block):
+    (batch, count, width, channels), first, terms = shape, more[2 * packed :], []
+
+    def read(array, j: int):
+        channels = array.shape[2]
+        rows = (batch, count * block * stride, channels)
         if first:
-            zero = ops.full((), 0, "int32")
+            none = ops.full((), 0, "int32")
             start = ops.add(*first, ops.full((), j * stride, "int32"))
-            read = ops.dynamic_slice(x, (zero, start, zero), rows)
+            array = ops.dynamic_slice(array, (none, start, none), rows)
         else:
-            read = ops.slice(x, (0, j * stride, 0), (batch, j * stride + rows[1], channels), (1, 1, 1))
-        read = ops.reshape(read, (batch, count, block * stride, channels))
-        read = ops.slice(read, (0, 0, 0, 0), (batch, count, width, channels), (1, 1, 1, 1))
-        output = ops.slice(g, (0, 0, j * channels), (batch, count, (j + 1) * channels), (1, 1, 1))
-        terms.append(ops.mul(read, ops.broadcast_in_dim(output, shape, (0, 1, 3))))
-    return functools.reduce(ops.add, terms)
+            array = ops.slice(array, (0, j * stride, 0), (batch, j * stride + rows[1], channels), (1, 1, 1))
+        array = ops.reshape(array, (batch, count, block * stride, channels))
+        return ops.slice(array, (0, 0, 0, 0), (batch, count, width, channels), (1, 1, 1, 1))
+
+    def output(array, j: int):
+        channels = array.shape[2]
+        array = ops.reshape(array, (batch, count, block * channels))
+        array = ops.slice(array, (0, 0, j * channels), (batch, count, (j + 1) * channels), (1, 1, 1))
+        return ops.broadcast_in_dim(array, (batch, count, width, channels), (0, 1, 3))
+
+    for j in range(block):
+        term = read(x, j)
+        if packed:
+            runs, of_output = more[:2]
+            own = ops.eq(read(runs, j), output(of_output, j))
+            each = (*own.shape, channels // own.shape[3])
+            own = ops.reshape(ops.broadcast_in_dim(own, each, (0, 1, 2, 3)), shape)
+            term = ops.select(own, term, ops.broadcast_in_dim(zero, shape, ()))
+        terms.append(ops.mul(term, output(g, j)))
+    total = functools.reduce(ops.add, terms)
+    return ops.rev(total, (2,)) if reverse else total

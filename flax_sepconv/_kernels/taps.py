@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from flax_sepconv._kernels import xla
@@ -21,10 +22,11 @@ CHAIN = 8
 """Terms added one after another. With this many, the error is that of XLA's grouped convolution at any kernel size."""
 
 
-def output(x, kernel, window: Window, *, rows: int) -> jax.Array:
+def output(x, kernel, *, window: Window, rows: int) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C)` to `(N, O, C)`, from a padded copy of at least `rows` steps."""
     steps = {"count": window.output_length, "stride": window.strides, "dilation": window.dilation}
-    return xla.unfused(sums)(padded(x, window, rows), kernel, **steps)
+    x = copied(x, kernel.shape[1], window.low, max(rows, window.samples) - window.low - window.length)
+    return xla.unfused(sums)(x, kernel, **steps)
 
 
 def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1, first: int = 0) -> jax.Array:
@@ -37,16 +39,13 @@ def sums(x, kernel, *, count: int, stride: int, dilation: int, time: int = 1, fi
     return shifted_sums(x, kernel, shape=shape, starts=starts, stride=stride, time=time)
 
 
-def input_gradient(kernel, cotangent, window: Window, *, rows: int) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
-    if window.strides > 1:
-        return xla.unfused(strided_input_gradient)(kernel, cotangent, window=window, flat=True)
-    # One call that makes its own copy, so that the copy is freed soon.
-    return xla.unfused(output)(cotangent, lax.rev(kernel, (0,)), window=window.transposed(), rows=rows)
+def input_gradient(kernel, cotangent, *, window: Window) -> jax.Array:
+    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)` at strides above 1."""
+    return xla.unfused(sums_of_phases)(kernel, cotangent, window=window, flat=True)
 
 
-def strided_input_gradient(kernel, cotangent, *, window: Window, flat: bool = False) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)` at any stride.
+def sums_of_phases(kernel, cotangent, *, window: Window, flat: bool = False) -> jax.Array:
+    """Computes `input_gradient`.
 
     Output `o` reads input sample `i` with tap `t` where `i + low = o * strides + t * dilation`. With samples and taps
     in groups of `strides`, `i + low = r * strides + phase` and `t * dilation = q * strides + phase`, so `o = r - q`:
@@ -98,9 +97,37 @@ def summed(terms: list, ops):
     return sums[0]
 
 
-def padded(x, window: Window, rows: int) -> jax.Array:
-    """Copies the time steps from the first that is read on, at least `rows` of them, with zeros outside of `x`."""
-    return pad(x, window.low, max(rows, window.samples) - window.low - x.shape[1], flat=True)
+def copied(x, channels: int, before: int = 0, after: int = 0, value: int = 0) -> jax.Array:
+    """Repeats each channel of `(N, L, C)` for its multipliers and pads the time, in a call, if there is anything to do.
+
+    XLA compiles equal calls once, and keeps what they return out of the result's memory, where a sum may be instead.
+    """
+    if x.shape[2] == channels and before == after == 0:
+        return x
+    return xla.unfused(_copied)(x, channels=channels, before=before, after=after, value=value)
+
+
+def _copied(x, *, channels: int, before: int, after: int, value: int) -> jax.Array:
+    return pad(repeated(x, channels), before, after, value, flat=True)
+
+
+def repeated(x, channels: int) -> jax.Array:
+    """Repeats each channel of `(N, L, C)` for its multipliers."""
+    return x if x.shape[2] == channels else jnp.repeat(x, channels // x.shape[2], 2)
+
+
+def pieces(kernel, most: int) -> jax.Array:
+    """Splits `(K, ...)` into `(pieces, width, ...)` of at most `most` taps, of which piece `i` starts at tap
+    `min(i * width, K - width)`.
+
+    The last one has zeros for what it repeats. With zeros beyond the window, a NaN there would reach an output.
+    """
+    size, *rest = kernel.shape
+    count = -(-size // most)
+    width = -(-size // count)
+    last = width * (count - 1)
+    zeros = lax.full_like(kernel, 0, shape=(last + width - size, *rest))
+    return lax.concatenate([kernel[:last], zeros, kernel[last:]], 0).reshape(count, width, *rest)
 
 
 def pad(x, before: int, after: int, value: int = 0, *, axis: int = 1, flat: bool = False) -> jax.Array:

@@ -70,6 +70,9 @@ class _Value:
 _STABLEHLO = types.SimpleNamespace(  # the functions of `lax` that `emitted` functions may call
     add=lambda a, b: _Value(hlo.add(a.value, b.value)),
     mul=lambda a, b: _Value(hlo.multiply(a.value, b.value)),
+    eq=lambda a, b: _Value(hlo.compare(a.value, b.value, hlo.ComparisonDirectionAttr.get("EQ"))),
+    select=lambda where, a, b: _Value(hlo.select(where.value, a.value, b.value)),
+    rev=lambda x, axes: _Value(hlo.reverse(x.value, [*axes])),
     full=lambda shape, value, dtype: _Value(mlir.ir_constant(np.full(shape, value, dtype))),
     slice=lambda x, starts, stops, steps: _Value(hlo.slice(x.value, [*starts], [*stops], [*steps])),
     dynamic_slice=lambda x, at, sizes: _Value(hlo.dynamic_slice(x.value, [i.value for i in at], [*sizes])),

@@ -24,15 +24,13 @@ def definition(x, kernel, window: Window, precision, channel_axis: int = -1) -> 
     if kernel.shape[2] == 1:
         return convolution(wide_x, wide_kernel).astype(x.dtype)
 
-    # The tangents have one group for each output channel. For gradients of groups with several outputs, XLA would
-    # gather a sharded batch.
     convolution = jax.custom_jvp(convolution)
 
     @functools.partial(convolution.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
         (x, kernel), (dx, dkernel) = primals, tangents
         terms = [
-            convolution(jnp.repeat(a, b.shape[2], channel_axis), b.reshape(b.shape[0], -1, 1))
+            _by_output_channel(a, b, **static)
             for a, b in [(dx, kernel), (x, dkernel)]
             if not isinstance(a, SymbolicZero) and not isinstance(b, SymbolicZero)
         ]
@@ -56,22 +54,30 @@ def _convolution(x, kernel, *, window: Window, precision, channel_axis: int = -1
     )
 
 
-def output(x, kernel, window: Window, *, precision) -> jax.Array:
+def _by_output_channel(x, kernel, *, channel_axis: int = -1, **params) -> jax.Array:
+    """Convolves with a group for each output channel: XLA would gather a sharded batch for the gradients of others."""
+    size, _, multiplier = kernel.shape
+    x = jnp.repeat(x, multiplier, channel_axis) if multiplier > 1 else x
+    return _convolution(x, kernel.reshape(size, -1, 1), channel_axis=channel_axis, **params)
+
+
+def output(x, kernel, *, window: Window, precision) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
     y = _convolution(x, kernel, window=window, precision=precision)
     return y.reshape(*y.shape[:2], *kernel.shape[1:])
 
 
-def input_gradient(kernel, cotangent, window: Window, *, precision) -> jax.Array:
-    """Maps `(K, C)` and `(N, O, C)` to `(N, L, C)`."""
+def input_gradient(kernel, cotangent, *, window: Window, precision) -> jax.Array:
+    """Maps `(K, C, M)` and `(N, O, C, M)` to `(N, L, C)`."""
     shape = (cotangent.shape[0], window.length, cotangent.shape[2])
     x, _ = sharding.alike([lax.full_like(cotangent, 0, shape=shape), cotangent])
-    step = functools.partial(_convolution, kernel=kernel[..., None], window=window, precision=precision)
-    return jax.linear_transpose(step, x)(cotangent)[0]
+    step = functools.partial(_by_output_channel, kernel=kernel, window=window, precision=precision)
+    return jax.linear_transpose(step, x)(lax.collapse(cotangent, 2))[0]
 
 
-def kernel_gradient(x, cotangent, window: Window, *, precision) -> jax.Array:
-    """Maps `(N, L, C)` and `(N, O, C)` to `(K, C)`."""
-    kernel, _ = sharding.alike([lax.full_like(x, 0, shape=(window.kernel_size, x.shape[2], 1)), x])
-    step = functools.partial(_convolution, x, window=window, precision=precision)
-    return jax.linear_transpose(step, kernel)(cotangent)[0][..., 0]
+def kernel_gradient(x, cotangent, *, window: Window, precision) -> jax.Array:
+    """Maps `(N, L, C)` and `(N, O, C, M)` to `(K, C, M)`."""
+    shape = (window.kernel_size, *cotangent.shape[2:])
+    kernel, _ = sharding.alike([lax.full_like(x, 0, shape=shape), x])
+    step = functools.partial(_by_output_channel, x, window=window, precision=precision)
+    return jax.linear_transpose(step, kernel)(lax.collapse(cotangent, 2))[0]

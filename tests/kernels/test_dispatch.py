@@ -86,8 +86,19 @@ def test_where_nothing_was_measured_it_is_xlas_own():
     assert {form(result, 9, platform=None) for result in ("output", "input", "kernel")} == {"xla_conv"}
 
 
-def test_the_output_reads_the_copy_that_the_kernels_gradient_reads():
+@pytest.mark.parametrize("padding", ["valid", "same", "causal"])
+@pytest.mark.parametrize("kernel_size", [5, 33])
+def test_the_inputs_gradient_is_planned_as_the_output_that_it_is(kernel_size, padding):
+    # An output without padding has one shift; the gradient of its input has as many as taps.
+    window = Window.over(400, kernel_size=kernel_size, strides=1, padding=padding, dilation_rate=1)
+    plan = dispatch.plan("input", window, 64, "cpu")
+    assert plan == dispatch.plan("output", window.transposed(), 64, "cpu")
+    assert (plan.form == "few") == (kernel_size <= CPU.few)
+
+
+@pytest.mark.parametrize("result", ["output", "input"])
+def test_a_padded_copy_has_the_rows_that_the_kernels_gradient_reads(result):
     window = Window(400, 31, 1, 1, 15, 15)
-    rows = dispatch.kernel_gradient.rows_read(window, **dispatch.plan("kernel", window, 64, "cpu").sizes)
-    for result in ("output", "input"):
-        assert dispatch.plan(result, window, 64, "cpu").sizes == {"rows": rows}
+    sizes = dispatch.plan("kernel", window, 64, "cpu").sizes
+    rows = dispatch.kernel_gradient.rows_read(window, **sizes)
+    assert dispatch.plan(result, window, 64, "cpu").sizes == {"rows": rows}

@@ -79,18 +79,18 @@ def test_what_is_not_finite_stays_within_windows(form):
     x, kernel = jnp.ones((1, 100, 4)), jnp.ones((33, 4))
     reached = np.zeros(100, bool)
     reached[50:83] = True
-    y = form.output(x.at[0, 50].set(jnp.inf), kernel, window, **sizes)
+    y = form.output(x.at[0, 50].set(jnp.inf), kernel, window=window, **sizes)
     np.testing.assert_array_equal(~np.isfinite(y[0, :, 0]), reached)
-    gradient = form.input_gradient(kernel, x.at[0, 49].set(jnp.nan), window, **sizes)
+    gradient = form.output(x.at[0, 49].set(jnp.nan), kernel, window=window.transposed(), **sizes)
     np.testing.assert_array_equal(~np.isfinite(gradient[0, :, 0]), reached[::-1])
 
 
 SUMS = {
     "output": [
-        lambda x, k, w: taps.output(x, k, w, rows=0),
-        lambda x, k, w: blocked.output(x, k, w, lanes=8, most=96, piece=32),
+        lambda x, k, w: taps.output(x, k, window=w, rows=0),
+        lambda x, k, w: blocked.output(x, k, window=w, lanes=8, most=96, piece=32),
     ],
-    "kernel": [lambda x, g, w: kernel_gradient.kernel_gradient(x, g, w, width=20, block=16)],
+    "kernel": [lambda x, g, w: kernel_gradient.kernel_gradient(x, g, window=w, width=20, block=16)],
 }
 
 
@@ -107,9 +107,7 @@ def test_float32_errors_are_no_larger_than_the_grouped_convolutions(size, result
     def error(array):
         return np.sqrt(np.mean((np.asarray(array).reshape(exact.shape) - exact) ** 2))
 
-    if result == "output":
-        grouped = xla_conv.output(*slots.values(), window, precision=None)
-    else:
-        grouped = xla_conv.kernel_gradient(*flat, window, precision=None)
+    name = "output" if result == "output" else "kernel_gradient"
+    grouped = getattr(xla_conv, name)(*slots.values(), window=window, precision=None)
     for form in SUMS[result]:
         assert error(form(*flat, window)) <= 1.1 * error(grouped)

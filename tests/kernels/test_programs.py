@@ -84,9 +84,9 @@ def copies(kernel_size, length, **options):
 
 
 @pytest.mark.parametrize("kernel_size", [9, 12, 25])
-def test_the_output_and_the_kernels_gradient_share_one_padded_copy(kernel_size):
-    of_input, of_depthwise_gradient = 1, 1
-    assert len(copies(kernel_size, 120)) == of_input + of_depthwise_gradient
+def test_both_gradients_share_one_padded_copy(kernel_size):
+    of_input, of_cotangent = 1, 1
+    assert len(copies(kernel_size, 120)) == of_input + of_cotangent
 
 
 @pytest.mark.parametrize("options", [{}, {"dilation_rate": 4}, {"padding": "causal"}], ids=str)
