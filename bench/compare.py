@@ -44,8 +44,8 @@ TUNED = {
     "blocked": {"blocked_from": 10**6, "blocked_most": 10**6},
     "fft": {"fft_from": 10**6, "fft_kernel_from": 10**6, "fft_unblocked_from": 10**6},
 }
-WITHOUT = (*TUNED, "flat", "one-axis")
-"""What may be taken away: forms of `flax_sepconv._kernels`, the pointwise product of two matrices, and the pointwise
+WITHOUT = (*TUNED, "convolution", "one-axis")
+"""What may be taken away: forms of `flax_sepconv._kernels`, the pointwise product as a convolution, and the pointwise
 gradient in parts or over one axis."""
 
 
@@ -85,7 +85,7 @@ def take_away(fsc, name: str) -> None:
         tunings = kernels.dispatch.TUNINGS
         tunings["cpu"] = dataclasses.replace(tunings["cpu"], **TUNED[name])
     else:
-        function = "output" if name == "flat" else "kernel_gradient"
+        function = "output" if name == "convolution" else "kernel_gradient"
         original = getattr(kernels.pointwise, function)
         setattr(kernels.pointwise, function, lambda a, b, precision, _: original(a, b, precision))
 

@@ -36,7 +36,7 @@ def _with_casts(function: Callable) -> Callable:
 def output(x, kernel, window: Window, n: int) -> jax.Array:
     """Maps `(N, L, C)` and `(K, C, M)` to `(N, O, C, M)`."""
     x, kernel = _spectrum(x[..., None], n), _spectrum(kernel[None], n, window.dilation)
-    y = _inverse(x * jnp.conj(kernel), n, -window.low, _dense_length(window))
+    y = _inverse(x * jnp.conj(kernel), n, -window.low, window.samples - window.span + 1)
     return jnp.swapaxes(y[..., :: window.strides], 1, 3)
 
 
@@ -55,15 +55,11 @@ def kernel_gradient(x, cotangent, window: Window, n: int) -> jax.Array:
     return jnp.swapaxes(gradient[..., :: window.dilation], 0, 2)
 
 
-def _dense_length(window: Window) -> int:
-    return (window.output_length - 1) * window.strides + 1
-
-
 def _transform_length(window: Window) -> int:
     """Returns the least length with factors 2, 3 and 5 alone in which no window wraps around."""
     from scipy import fft  # comes with JAX; slow to import, and rarely needed
 
-    least = max(window.length, _dense_length(window)) + window.span - 1
+    least = max(window.length + window.span - 1, window.samples)
     return int(fft.next_fast_len(least, real=True))  # pyright: ignore[reportArgumentType]
 
 
