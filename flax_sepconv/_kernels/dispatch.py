@@ -131,7 +131,7 @@ def parts(entries: int, platform: str | None) -> int:
 
 _MODULES = (few, taps, blocked, kernel_gradient, in_place, packed, fft, xla_conv)
 FORMS: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-"""Modules with `output`, `input_gradient` and `kernel_gradient`, or some of these."""
+"""Modules with `output`, `kernel_gradient`, and `input_gradient` for strides, or some of these."""
 
 
 def contraction(plan: Plan, result: str, a, b, *runs, window: Window, precision) -> jax.Array:
@@ -142,7 +142,7 @@ def contraction(plan: Plan, result: str, a, b, *runs, window: Window, precision)
         return getattr(fft, name)(a, b, **sizes)
     if plan.form == "xla_conv":
         return getattr(xla_conv, name)(a, b, precision=precision, **sizes)
-    # The other forms repeat each channel for its multipliers.
+    # The other forms know no multipliers: if the input has fewer channels, they repeat each of them.
     channels, multiplier = b.shape[-2:]
     b = b.reshape(*b.shape[:-2], channels * multiplier)
     if result == "input":
