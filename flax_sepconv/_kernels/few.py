@@ -38,10 +38,9 @@ def kernel_gradient(x, cotangent, *, window: Window, block: int) -> jax.Array:
 
     Where taps and outputs per block are few, LLVM unrolls it, and each sample is read once for all taps.
     """
-    x = taps.copied(x, cotangent.shape[2])
     sums = xla.unfused(_block_sums)(x, cotangent, window=window, block=block)
     flat = lax.concatenate([lax.reduce_sum(each, (0, 1)) for each in sums], 0)  # XLA may copy one of rows
-    return flat.reshape(-1, x.shape[2])
+    return flat.reshape(-1, cotangent.shape[2])
 
 
 @xla.emitted
@@ -78,7 +77,7 @@ def _nested(sums: dict, padded: Callable, ops) -> dict:
 
 def _block_sums(x, cotangent, *, window: Window, block: int) -> list[jax.Array]:
     """Computes each tap's sums over blocks, `(N, blocks, C)`."""
-    outputs = window.output_length
+    outputs, x = window.output_length, taps.copied(x, cotangent.shape[2])
     block = min(range(block, 2 * block), key=lambda n: -outputs % n)
     products = []
     for t in range(window.kernel_size):

@@ -58,31 +58,40 @@ def kernel_gradient(x, cotangent, *runs, window: Window, **sizes: int) -> jax.Ar
 
     `runs` are the run `(N, L)` of each sample, and again with no run where nothing is written.
     """
-    dilation, channels, swaps = window.dilation, cotangent.shape[2], window.strides == 1
+    channels, swaps = cotangent.shape[2], window.strides == 1
     if swaps:
         # The cotangent is padded instead of the input, as it is for the input's gradient. This reverses the taps.
         x, cotangent, window = cotangent, x, window.transposed()
-    blocks, count = Blocks.of(window, **sizes), rows_read(window, **sizes)
+    after = rows_read(window, **sizes) - window.low - x.shape[1]
+    after = after if swaps else max(after, 0)
+    x = taps.copied(x, channels, window.low, after)
+    if runs:
+        runs = taps.copied(runs[0], 1, window.low, after), runs[1]
+    # One call, so that other copies are freed soon. Its result is flat, or XLA would copy it into another order.
+    static = {"window": window, "blocks": Blocks.of(window, **sizes), "reverse": swaps}
+    return xla.unfused(_flat)(x, cotangent, *runs, channels=channels, **static).reshape(-1, channels)
 
-    def rows(array, channels: int, before: int, count: int, value: int = 0) -> jax.Array:
-        """Pads to `count` time steps, or leaves more, of which `dilation` become one: `(N, rows, dilation * C)`."""
-        after = count - before - array.shape[1]
-        array = taps.copied(array, channels, before, after if swaps else max(after, 0), value)
+
+def _flat(x, cotangent, *runs, window: Window, blocks: Blocks, channels: int, reverse: bool) -> jax.Array:
+    dilation = window.dilation
+
+    def rows(array) -> jax.Array:
+        """Makes `dilation` time steps one: `(N, rows, dilation * C)`."""
         count = array.shape[1] // dilation
         return lax.slice_in_dim(array, 0, count * dilation, axis=1).reshape(array.shape[0], count, -1)
 
-    outputs = blocks.outputs * dilation
-    arrays = [rows(x, channels, window.low, count), rows(cotangent, channels, 0, outputs)]
+    after = blocks.outputs * dilation - cotangent.shape[1]
+    arrays = [rows(x), rows(taps.copied(cotangent, channels, 0, after))]
     if runs:  # as one channel; outputs that fill the last block are in none
-        arrays += [rows(runs[0], 1, window.low, count), rows(runs[1], 1, 0, outputs, -1)]
-    static = {"blocks": blocks, "stride": window.strides, "packed": bool(runs), "reverse": swaps}
+        arrays += [rows(runs[0]), rows(taps.copied(runs[1], 1, 0, after, -1))]
+    static = {"blocks": blocks, "stride": window.strides, "packed": bool(runs), "reverse": reverse}
     part = functools.partial(xla.unfused(_part), *arrays, **static)
     first = [()] if blocks.parts == 1 else [(xla.opaque(i * blocks.width),) for i in range(blocks.parts)]
     parts = [part(*at) for at in first]
-    gradient = lax.concatenate(parts[::-1] if swaps else parts, 0)
+    gradient = lax.concatenate(parts[::-1] if reverse else parts, 0)
     size = window.kernel_size * dilation * channels
-    gradient = gradient[-size:] if swaps else gradient[:size]
-    return lax.reduce_sum(gradient.reshape(-1, dilation, channels), (1,))
+    gradient = gradient[-size:] if reverse else gradient[:size]
+    return lax.collapse(lax.reduce_sum(gradient.reshape(-1, dilation, channels), (1,)), 0)
 
 
 def _part(x, g, *more, blocks: Blocks, **static) -> jax.Array:

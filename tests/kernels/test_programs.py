@@ -124,6 +124,9 @@ def test_an_output_of_few_shifts_copies_no_input(kernel_size, options):
         ((8, 1024, 128), {"filters": 128, "kernel_size": 5}),
         ((4, 400, 256), {"filters": 256, "kernel_size": 31}),
         ((8, 512, 128), {"filters": 196, "kernel_size": 17, "strides": 4}),
+        ((4, 500, 64), {"filters": 64, "kernel_size": 16}),
+        ((8, 331, 96), {"filters": 96, "kernel_size": 21}),  # no block of outputs fills 331
+        ((8, 500, 4), {"filters": 64, "kernel_size": 8, "depth_multiplier": 8}),
     ],
 )
 def test_gradients_take_no_more_memory_than_those_of_the_grouped_convolution(shape, arguments):
