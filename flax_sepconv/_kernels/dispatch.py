@@ -54,7 +54,7 @@ class CPUTuning(Tuning):
     blocked_from: int = 24  # taps from which `blocked` is faster,
     blocked_floats: int = 7168  # if the kernel has at least this many entries: too many for L1 cache
     blocked_most: int = 96  # taps above which `blocked` is always faster, in a loop over sums
-    piece: int = 32  # taps in one sum of that loop, and in one over packed rows, at most
+    piece: int = 32  # taps in one sum of that loop, at most
     parts: int = 16  # number of sums that the pointwise kernel's gradient is split into, about,
     parts_most: int = 8192  # if it has at most this many entries
 
@@ -71,6 +71,10 @@ class CPUTuning(Tuning):
 
 
 TUNINGS: dict[str | None, Tuning] = {"cpu": CPUTuning(), "cuda": Tuning(), "rocm": Tuning()}
+
+PACKED = {"width": 32}
+PACKED_KERNEL = {**PACKED, "block": 8}
+"""For packed rows, on every platform: taps in one sum, at most, and outputs in a block of the kernel's gradient."""
 
 
 class Plan(NamedTuple):
@@ -94,8 +98,7 @@ def plan(
     one form only, on every platform.
     """
     if is_packed:
-        width = {"width": CPUTuning.piece}
-        return Plan("packed", width | {"block": CPUTuning.few_block} if result == "kernel" else width)
+        return Plan("packed", PACKED_KERNEL if result == "kernel" else PACKED)
     if result == "input" and window.strides == 1:
         result, window = "output", window.transposed()
     tuning = TUNINGS.get(platform)
@@ -116,7 +119,8 @@ def plan(
         return Plan("blocked", {"lanes": tuning.lanes, "most": tuning.blocked_most, "piece": tuning.piece})
     if result == "output" and few.shifts(window) <= tuning.few:
         return Plan("few")
-    # The copy of the cotangent is shared with the kernel's gradient, so it has the time steps that this reads.
+    # A copy that the kernel's gradient shares has the time steps that it reads. Others have as many: equal sums are
+    # compiled once.
     rows = {"rows": kernel_gradient.rows_read(window, **blocks)} if result == "output" else {}
     return Plan("taps", rows)
 

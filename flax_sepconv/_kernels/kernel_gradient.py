@@ -73,6 +73,7 @@ def kernel_gradient(x, cotangent, *runs, window: Window, **sizes: int) -> jax.Ar
 
 
 def _flat(x, cotangent, *runs, window: Window, blocks: Blocks, channels: int, reverse: bool) -> jax.Array:
+    """Computes `(K * C)` from `x` that is padded as it is read; `reverse` puts the last tap first."""
     dilation = window.dilation
 
     def rows(array) -> jax.Array:
@@ -95,7 +96,7 @@ def _flat(x, cotangent, *runs, window: Window, blocks: Blocks, channels: int, re
 
 
 def _part(x, g, *more, blocks: Blocks, **static) -> jax.Array:
-    """Computes `(width * C)` for the taps from `first` on. It is flat, or XLA would copy it into another order."""
+    """Computes `(width * dilation * C)` for one sum's taps; flat, or XLA would copy it into another order."""
     shape = (x.shape[0], blocks.outputs // blocks.block, blocks.width, x.shape[2])
     zero = lax.full_like(x, 0, shape=())
     # A call of its own, or XLA would fuse the products with the reduction.

@@ -19,12 +19,12 @@ def output(x, kernel, runs, *, window: Window, width: int) -> jax.Array:
     """Maps `(N, L, C)`, `(K, C)` and runs `(N, L)` to `(N, L, C)`, as sums of at most `width` taps."""
     pieces = taps.pieces(kernel, width)
     x = taps.copied(x, kernel.shape[1], window.low, window.high)
-    reads = taps.pad(runs, window.low, window.high)
+    reads, writes = taps.pad(runs, window.low, window.high), _writers(runs)
     sums = []
     for i, piece in enumerate(pieces):
         first = min(i * pieces.shape[1], window.kernel_size - pieces.shape[1]) * window.dilation
         at = [xla.opaque(first)] if len(pieces) > 1 else []
-        sums.append(xla.unfused(_sum)(x, reads, _writers(runs), piece, *at, dilation=window.dilation))
+        sums.append(xla.unfused(_sum)(x, reads, writes, piece, *at, dilation=window.dilation))
     return taps.summed(sums, lax)
 
 

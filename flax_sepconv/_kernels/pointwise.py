@@ -11,7 +11,7 @@ from flax_sepconv._dtypes import wide
 def output(h, kernel, precision, as_convolution: bool = False) -> jax.Array:
     """Maps `(N, O, R)` and `(R, F)` to `(N, O, F)`, in float32 or wider.
 
-    XLA's CPU backend is faster at a convolution of one tap than at a product, and needs no memory besides the result.
+    XLA's CPU backend is faster at a convolution of one tap than at a product, and writes what follows over its result.
     """
     dtype = wide(h.dtype)
     if not as_convolution:
