@@ -119,17 +119,18 @@ def test_an_output_of_few_shifts_copies_no_input(kernel_size, options):
 
 
 @pytest.mark.parametrize(
-    ("shape", "arguments"),
+    ("shape", "arguments", "most"),
     [
-        ((8, 1024, 128), {"filters": 128, "kernel_size": 5}),
-        ((4, 400, 256), {"filters": 256, "kernel_size": 31}),
-        ((8, 512, 128), {"filters": 196, "kernel_size": 17, "strides": 4}),
-        ((4, 500, 64), {"filters": 64, "kernel_size": 16}),
-        ((8, 331, 96), {"filters": 96, "kernel_size": 21}),  # no block of outputs fills 331
-        ((8, 500, 4), {"filters": 64, "kernel_size": 8, "depth_multiplier": 8}),
+        ((8, 1024, 128), {"filters": 128, "kernel_size": 5}, 1),
+        ((4, 400, 256), {"filters": 256, "kernel_size": 31}, 1),
+        ((8, 512, 128), {"filters": 196, "kernel_size": 17, "strides": 4}, 1),
+        # The kernel's gradient keeps no copy of the input: one that is padded, fills a block, or has each channel again.
+        ((4, 500, 64), {"filters": 64, "kernel_size": 16}, 0.6),
+        ((8, 331, 96), {"filters": 96, "kernel_size": 21}, 0.6),
+        ((8, 500, 4), {"filters": 64, "kernel_size": 8, "depth_multiplier": 8}, 0.6),
     ],
 )
-def test_gradients_take_no_more_memory_than_those_of_the_grouped_convolution(shape, arguments):
+def test_gradients_take_no_more_memory_than_those_of_the_grouped_convolution(shape, arguments, most):
     def temporary_bytes(implementation):
         config = fsc.SeparableConv1DConfig(**arguments, padding="same", implementation=implementation)
         params = jax.eval_shape(lambda key: fsc.init_params(key, shape[-1], config), jax.random.key(0))
@@ -142,4 +143,4 @@ def test_gradients_take_no_more_memory_than_those_of_the_grouped_convolution(sha
         lowered = jax.jit(value_and_gradients).lower(params, jax.ShapeDtypeStruct(shape, "float32"), y)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(None) <= temporary_bytes("lax")
+    assert temporary_bytes(None) <= most * temporary_bytes("lax")
