@@ -124,7 +124,7 @@ def test_an_output_of_few_shifts_copies_no_input(kernel_size, options):
         ((8, 1024, 128), {"filters": 128, "kernel_size": 5}, 1),
         ((4, 400, 256), {"filters": 256, "kernel_size": 31}, 1),
         ((8, 512, 128), {"filters": 196, "kernel_size": 17, "strides": 4}, 1),
-        # The kernel's gradient keeps no copy of the input: one that is padded, fills a block, or has each channel again.
+        # No copy of the input is kept for the kernel's gradient: padded, filling a block, or with channels repeated.
         ((4, 500, 64), {"filters": 64, "kernel_size": 16}, 0.6),
         ((8, 331, 96), {"filters": 96, "kernel_size": 21}, 0.6),
         ((8, 500, 4), {"filters": 64, "kernel_size": 8, "depth_multiplier": 8}, 0.6),
